@@ -1,0 +1,35 @@
+"""The errors of the device and of its contract with the host.
+
+::
+
+    DeviceError
+    ├── BundleError        a bundle is not what its manifest says
+    │   └── ManifestError  the manifest cannot be read or contradicts itself
+    ├── StepError          a pre/post-processing step is wrong, or the data is for it
+    ├── ArtifactError      the runtime cannot load or run the artifact
+    └── MachineError       this machine lacks something that the artifact needs
+"""
+
+
+class DeviceError(Exception):
+    """Root of everything that ``device_agent`` raises on purpose."""
+
+
+class BundleError(DeviceError):
+    """A bundle is damaged, incomplete, hostile or of an unknown format."""
+
+
+class ManifestError(BundleError):
+    """A manifest cannot be parsed, or its fields contradict each other."""
+
+
+class StepError(DeviceError):
+    """A step is declared wrongly, or cannot take the data it was given."""
+
+
+class ArtifactError(DeviceError):
+    """A runtime refuses to load or to run an artifact."""
+
+
+class MachineError(DeviceError):
+    """The machine lacks a package, an instruction set or memory; the text names it."""

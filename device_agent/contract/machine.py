@@ -1,0 +1,131 @@
+"""What this machine is: architecture, processor, features, memory in use.
+
+The rules it keeps:
+
+1. Features have the names of /proc/cpuinfo (``flags`` on x86, ``Features`` on ARM); a
+   feature counts when every core has it.
+2. The name of a machine says what decides how fast a model runs and which answers an
+   int8 model gives; measurements are kept under it.
+"""
+
+import os
+import platform
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
+_MATTERING = (
+    "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
+    "neon", "vfpv4", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+_ARCHES = {"amd64": "x86_64", "arm64": "aarch64", "armv8l": "armv7l"}
+_ARM_PARTS = {
+    0xC07: "Cortex-A7", 0xC09: "Cortex-A9", 0xC0F: "Cortex-A15", 0xD03: "Cortex-A53",
+    0xD04: "Cortex-A35", 0xD05: "Cortex-A55", 0xD07: "Cortex-A57", 0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73", 0xD0A: "Cortex-A75", 0xD0B: "Cortex-A76", 0xD0C: "Neoverse-N1",
+    0xD40: "Neoverse-V1", 0xD42: "Cortex-A78AE", 0xD49: "Neoverse-N2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor, as far as it can be told."""
+
+    model: str
+    cores: int
+    features: frozenset[str]
+
+
+def parse_cpuinfo(text: str) -> Cpu:
+    """Read the text of /proc/cpuinfo; features are those of every core.
+
+    >>> parse_cpuinfo("processor: 0\\nmodel name: X\\nflags: avx2 fma\\n").cores
+    1
+    """
+    model, cores = "", 0
+    sets: list[frozenset[str]] = []
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "processor":
+            cores += 1
+        elif key == "model name" and not model:
+            model = value
+        elif key == "CPU part" and not model:
+            model = _arm_part(value)
+        elif key in ("flags", "Features"):
+            sets.append(frozenset(value.split()))
+    features = frozenset.intersection(*sets) if sets else frozenset[str]()
+    return Cpu(model or "unknown processor", max(cores, 1), features)
+
+
+def cpu() -> Cpu:
+    """This machine's processor; unknown where there is no /proc/cpuinfo."""
+    try:
+        text = _CPUINFO.read_text(errors="replace")
+    except OSError:
+        text = ""
+    return parse_cpuinfo(text)
+
+
+def features() -> frozenset[str]:
+    """CPU features that every core of this machine has."""
+    return cpu().features
+
+
+def arch() -> str:
+    """``x86_64``, ``aarch64``, ``armv7l`` or what ``uname -m`` prints.
+
+    A 32-bit program on a 64-bit ARM kernel is ``armv7l``: its runtime is.
+    """
+    found = platform.machine().lower()
+    found = _ARCHES.get(found, found)
+    if found == "aarch64" and struct.calcsize("P") == 4:
+        return "armv7l"
+    return found
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def name() -> str:
+    """This machine in one line, e.g. ``x86_64 AMD EPYC, 2 cores, avx2 avx512_vnni``."""
+    found = cpu()
+    mattering = " ".join(one for one in _MATTERING if one in found.features)
+    parts = [f"{arch()} {found.model}", f"{cores()} cores", mattering]
+    return ", ".join(filter(None, parts))
+
+
+def lacks(requires: Collection[str], found: Collection[str]) -> tuple[str, ...]:
+    """The requirements that no feature of ``found`` meets.
+
+    >>> lacks(["avx2", "avx_vnni|avx512_vnni"], {"avx2", "avx512_vnni"})
+    ()
+    >>> lacks(["avx2", "avx_vnni|avx512_vnni"], {"avx2"})
+    ('avx_vnni|avx512_vnni',)
+    """
+    return tuple(
+        one for one in requires if not any(name in found for name in one.split("|"))
+    )
+
+
+def memory_bytes(field: str) -> int:
+    """This process's memory: ``VmRSS`` now, ``VmHWM`` at its peak; 0 if unknown."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return 0
+    return 0
+
+
+def _arm_part(value: str) -> str:
+    try:
+        return _ARM_PARTS.get(int(value, 16), f"ARM part {value}")
+    except ValueError:
+        return ""

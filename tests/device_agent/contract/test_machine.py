@@ -1,0 +1,50 @@
+"""What a machine says of itself, read from texts of real ones."""
+
+from device_agent.contract import machine
+
+PI4 = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU part\t: 0xd08
+
+processor\t: 1
+Features\t: fp asimd evtstrm crc32 cpuid asimddp
+CPU part\t: 0xd08
+
+Hardware\t: BCM2835
+"""
+XEON = """processor\t: 0
+model name\t: Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz
+flags\t\t: fpu avx2 fma avx512f avx512_vnni
+"""
+
+
+def test_arm() -> None:
+    cpu = machine.parse_cpuinfo(PI4)
+    assert (cpu.model, cpu.cores) == ("Cortex-A72", 2)
+    assert "asimd" in cpu.features
+    assert "asimddp" not in cpu.features, "a feature counts when every core has it"
+
+
+def test_x86() -> None:
+    cpu = machine.parse_cpuinfo(XEON)
+    assert cpu.model.startswith("Intel(R) Xeon(R)")
+    assert {"avx2", "avx512_vnni"} <= cpu.features
+
+
+def test_nothing_is_known() -> None:
+    cpu = machine.parse_cpuinfo("")
+    assert (cpu.cores, cpu.features) == (1, frozenset())
+
+
+def test_lacks() -> None:
+    assert machine.lacks(["a", "b|c"], {"a", "c"}) == ()
+    assert machine.lacks(["a", "b|c"], {"b"}) == ("a",)
+    assert machine.lacks([], set()) == ()
+
+
+def test_this_machine() -> None:
+    assert machine.name().startswith(machine.arch())
+    assert machine.memory_bytes("VmHWM") >= machine.memory_bytes("VmRSS") * 0.9 > 0
+    assert machine.memory_bytes("VmNothing") == 0

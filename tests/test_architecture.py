@@ -132,8 +132,9 @@ def test_errors_are_in_their_tree(module: str) -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and value.__module__ == module
     }
-    assert defined - drawn == {max(defined, key=lambda name: name in (
-        "EdgemlError", "DeviceError"))}
+    assert defined - drawn == {
+        max(defined, key=lambda name: name in ("EdgemlError", "DeviceError"))
+    }
 
 
 def test_readme_commands_exist() -> None:

@@ -14,18 +14,21 @@ import pickletools
 import tokenize
 import zipfile
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .errors import BundleError
 
 ZIP_ENTRIES_MAX = 10_000
+ZIP_DIRECTORY_BYTES_MAX = 4 << 20
 PEEK_BYTES = 1 << 20
 """How much of a zip entry is unpacked to look at it."""
 OPCODES_MAX = 100_000
 """Data that still reads as pickle after so many opcodes is one."""
 
+_ZIP_TAIL_BYTES = 22 + 65_535 + 20
+"""End record, the longest comment it may have, and the 64-bit locator before it."""
 _NAMES = (".pkl", ".pickle", ".pt", ".pth", ".pt2", ".joblib", ".ckpt", ".dill")
 _PACKED = {
     b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
@@ -94,6 +97,8 @@ def _zip_says(stream: BinaryIO) -> str:
     if not zipfile.is_zipfile(stream):
         stream.seek(0)
         return "is a damaged zip archive" if stream.read(4) == b"PK\x03\x04" else ""
+    if _directory_is_huge(stream):
+        return f"is a zip archive with over {ZIP_DIRECTORY_BYTES_MAX} bytes of listing"
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -111,12 +116,62 @@ def _zip_says(stream: BinaryIO) -> str:
     return ""
 
 
+def _directory_is_huge(stream: BinaryIO) -> bool:
+    """Whether only listing the archive would take much memory.
+
+    The 64-bit form is for archives beyond 4 GiB or 65,535 entries: huge by itself.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(size - _ZIP_TAIL_BYTES, 0))
+    tail = stream.read(_ZIP_TAIL_BYTES)
+    end = tail.rfind(b"PK\x05\x06")
+    listing = int.from_bytes(tail[end + 12 : end + 16], "little")
+    return listing > ZIP_DIRECTORY_BYTES_MAX or b"PK\x06\x07" in tail[:end][-20:]
+
+
 def _entry_says(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     with archive.open(entry) as packed:
         peek = io.BytesIO(packed.read(PEEK_BYTES))
     if peek.getvalue()[:4] == b"PK\x03\x04":
         return "is a zip archive within a zip archive"
     return _name_says(entry.filename) or _content_says(peek)
+
+
+class _Skipped(bytes):
+    """Stands for ``size`` bytes that were passed over."""
+
+    size = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class _Skim:
+    """A stream whose long stretches are passed over: opcodes matter, data does not.
+
+    The length of an argument is what the file claims; believing it takes all memory.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        here = stream.tell()
+        self._end = stream.seek(0, io.SEEK_END)
+        stream.seek(here)
+
+    def read(self, size: int) -> bytes:
+        left = max(self._end - self._stream.tell(), 0)
+        if size <= PEEK_BYTES or size > left:
+            return self._stream.read(min(size, left, PEEK_BYTES))
+        self._stream.seek(size, io.SEEK_CUR)
+        skipped = _Skipped()
+        skipped.size = size
+        return skipped
+
+    def readline(self) -> bytes:
+        line = part = self._stream.readline(PEEK_BYTES)
+        while part and not part.endswith(b"\n"):
+            part = self._stream.readline(PEEK_BYTES)
+        return line if line.endswith(b"\n") else line + part[-1:]
 
 
 def _is_pickle(stream: BinaryIO) -> bool:
@@ -130,7 +185,8 @@ def _is_pickle(stream: BinaryIO) -> bool:
     stream.seek(0)
     runs_code = False
     try:
-        for count, (opcode, _, _) in enumerate(pickletools.genops(stream)):
+        skimmed: Any = _Skim(stream)
+        for count, (opcode, _, _) in enumerate(pickletools.genops(skimmed)):
             runs_code |= opcode.name in _RUNS_CODE
             if count > OPCODES_MAX:
                 return True

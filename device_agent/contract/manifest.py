@@ -63,6 +63,7 @@ class Score(_Part):
     float_value: float
     samples: Annotated[int, Field(ge=1)]
     samples_digest: Digest
+    better: Literal["higher", "lower"] = "higher"
 
 
 class LatencyFigure(_Part):

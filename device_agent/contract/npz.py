@@ -65,6 +65,8 @@ def read_tensors(
             entries = archive.infolist()
             if len(entries) > ENTRIES_MAX:
                 raise ValueError(f"{len(entries)} entries; at most {ENTRIES_MAX}")
+            if sum(entry.file_size for entry in entries) > len(raw):
+                raise ValueError("its entries overlap")
             arrays = {e.filename: _take(archive, e) for e in entries}
         head = json.loads(arrays["index.npy"].tobytes())
         groups = {

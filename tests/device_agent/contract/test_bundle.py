@@ -301,6 +301,29 @@ def test_plain_data_passes(data: bytes) -> None:
     check_inert("artifact/model.bin", io.BytesIO(data))
 
 
+@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e", b"\x96", b"T", b"\x8b"])
+def test_claimed_lengths_are_not_believed(opcode: bytes) -> None:
+    """Found by hypothesis: a string of 2**56 bytes in a file of nine."""
+    for size in (2**56, 2**31 - 1):
+        data = opcode + size.to_bytes(8, "little")
+        check_inert("a", io.BufferedReader(io.BytesIO(data)))  # type: ignore[arg-type]
+
+
+def test_a_zip_that_is_all_listing_is_not_listed() -> None:
+    raw = bytearray(zipped("a", b"b"))
+    end = raw.rindex(b"PK\x05\x06")
+    raw[end + 12 : end + 16] = (5 << 20).to_bytes(4, "little")
+    with pytest.raises(BundleError, match="bytes of listing"):
+        check_inert("a", io.BytesIO(bytes(5 << 20) + raw))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_with_long_strings_are_found(protocol: int) -> None:
+    raw = pickle.dumps(["x" * (3 << 20), b"y" * (3 << 20), Evil()], protocol)
+    with pytest.raises(BundleError, match="can run code"):
+        check_inert("a", io.BytesIO(raw))
+
+
 @given(st.binary(max_size=2000))
 def test_any_bytes_get_an_answer(data: bytes) -> None:
     for head in (b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"\x80\x04"):

@@ -72,6 +72,19 @@ def test_a_shape_that_lies_makes_no_array() -> None:
         read_tensors(stream.getvalue(), "it")
 
 
+def test_entries_that_share_bytes_are_refused() -> None:
+    raw = golden_bytes()
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        start = archive.start_dir
+    end = raw.rindex(b"PK\x05\x06")
+    listing = raw[start:end] * 40
+    record = bytearray(raw[end:])
+    record[8:12] = (40 * 7).to_bytes(2, "little") * 2
+    record[12:16] = len(listing).to_bytes(4, "little")
+    with pytest.raises(BundleError, match="entries overlap"):
+        read_golden(raw[:start] + listing + bytes(record))
+
+
 def golden_bytes() -> bytes:
     inputs = [{"x": np.full((1, 2), k, np.float32)} for k in range(3)]
     outputs = [{"y": np.array([[k, 1.0]], np.float32)} for k in range(3)]

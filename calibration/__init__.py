@@ -1,0 +1,1 @@
+"""Which samples, and how they are drawn."""

@@ -1,0 +1,1 @@
+"""Data sets that edgeml describes; the functions beside them read the odd ones."""

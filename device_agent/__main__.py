@@ -1,0 +1,123 @@
+"""The command line of the device: one verb per command.
+
+``VERBS`` is the table: a verb adds its arguments, and its code is imported when it is
+run, so that ``--help`` answers at once. Run as ``edgeml-agent``, as
+``python -m device_agent`` or, from a copy of the folder, as ``python device_agent``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a folder: what Python put in the path is the folder itself
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+USAGE = 2
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: one line of help, its arguments, and what runs it."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit code: 0 done, 2 usage, 3 a gate was missed, 4 input refused, 5 the
+        machine lacks something.
+    """
+    parser = argparse.ArgumentParser(
+        prog="edgeml-agent", description="The program on the device."
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        verb.arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:  # argparse has said why
+        return USAGE if end.code else 0
+    return VERBS[arguments.verb].run(arguments)
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print nothing when ok")
+    parser.add_argument(
+        "--machine-features", metavar="LIST",
+        help="CPU features to go by, comma-separated, in place of /proc/cpuinfo's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gate-latency", action="store_true",
+        help="hold the latency limit here too, though it was measured elsewhere",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", type=_positive, default=100, help="timed runs (default 100)"
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from device_agent.check import CheckOptions, check
+
+    features = arguments.machine_features
+    report = check(
+        arguments.bundle,
+        CheckOptions(
+            features=None if features is None else frozenset(features.split(",")),
+            gate_latency=arguments.gate_latency,
+            runs=arguments.runs,
+        ),
+    )
+    if arguments.json:
+        sys.stdout.write(json.dumps(report.document(), indent=2) + "\n")
+    elif report.ok and not arguments.quiet:
+        sys.stdout.write(_lines(report))
+    if report.failure is not None:
+        why = " ".join(report.failure.reason.split())
+        sys.stderr.write(f"{report.file}: {report.failure.step}: {why}\n")
+    return report.exit_code
+
+
+def _lines(report: Any) -> str:
+    gated = "gated" if report.latency_gated else "not gated: measured elsewhere"
+    return (
+        f"{report.name} {report.version} for {report.target}: ok\n"
+        f"  sha256   {report.sha256}\n"
+        f"  machine  {report.machine}\n"
+        f"  runtime  {report.runtime} {report.runtime_version}\n"
+        f"  golden   {report.golden_vectors} vectors right, "
+        f"max |diff| {report.max_abs_diff:.3g}\n"
+        f"  latency  p50 {report.latency_p50_ms:.3f} ms, "
+        f"p99 {report.latency_p99_ms:.3f} ms ({gated})\n"
+        f"  memory   {report.peak_memory_bytes / 2**20:.1f} MiB at its peak\n"
+        f"  load     {report.load_ms:.1f} ms\n"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+VERBS = {
+    "check": Verb(
+        "verify a bundle, run it here and compare with its golden vectors",
+        _check_arguments,
+        _check,
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

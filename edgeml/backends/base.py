@@ -1,0 +1,134 @@
+"""What every backend promises.
+
+1. ``refusals`` gives every reason why this model cannot go to this target; an empty
+   list means yes.
+2. ``specs`` lists the candidates worth trying, cheapest to make first; it includes
+   the float32 one (always first) and the defaults of the tools we compare with.
+3. ``lower`` is deterministic: the same inputs give the same bytes, in any process.
+4. Nothing changes the model that came in.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from device_agent.contract.manifest import Option
+from device_agent.contract.tensors import Feeds
+from targets.profile import Target
+
+from ..model import Model
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to make one candidate.
+
+    ``name`` is what people read (``int8 ort minmax u8s8``); ``parameters`` reach the
+    quantizer as they are; ``keep`` names the graph nodes left in float.
+    """
+
+    name: str
+    precision: str
+    """``fp32``, ``fp16``, ``int8``, ``int8-dynamic`` or ``mixed``."""
+    quantizer: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    ships: bool = True
+    """False: made to be compared with; it can saturate on a host the target allows."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a runtime loads: files by relative name, and the one to open."""
+
+    runtime: str
+    entry: str
+    files: dict[str, bytes]
+    options: dict[str, Option] = field(default_factory=dict)
+    """Runtime options for this artifact, over those of the target."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(map(len, self.files.values()))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and bytes of all files."""
+        digest = hashlib.sha256()
+        for name, data in sorted(self.files.items()):
+            digest.update(f"{name}\0{len(data)}\0".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's output is from the float model's.
+
+    ``sqnr_db`` is the signal to quantization noise ratio in decibels (higher is
+    better); ``added_db`` is the error that this layer itself adds, in decibels below
+    the backend's ceiling (higher is worse): what came from before does not count.
+    """
+
+    node: str
+    op: str
+    sqnr_db: float
+    added_db: float
+
+
+class Backend(ABC):
+    """Makes artifacts for the runtime of the same name."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def refusals(self, model: Model, target: Target) -> list[str]:
+        """Every reason why ``model`` (level graph) cannot be built for ``target``."""
+
+    @abstractmethod
+    def specs(
+        self, model: Model, target: Target, options: "QuantizeOptions"
+    ) -> list[Spec]:
+        """The candidates to try for this model, target and recipe."""
+
+    @abstractmethod
+    def lower(
+        self, model: Model, target: Target, spec: Spec, calibration: Sequence[Feeds]
+    ) -> Artifact:
+        """Make one candidate.
+
+        Raises:
+            BackendError: the tool failed; the text says which and why.
+        """
+
+    @abstractmethod
+    def layer_errors(
+        self, model: Model, artifact: Artifact, feeds: Sequence[Feeds]
+    ) -> list[LayerError]:
+        """Error of each quantized layer over ``feeds``, worst ``added_db`` first.
+
+        Empty for artifacts without quantized layers.
+        """
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The recipe's ``[quantize]`` table; every option reaches the tools.
+
+    Empty tuples mean: whatever the backend and the target can do.
+    """
+
+    precisions: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    """Calibration methods: ``minmax``, ``entropy``, ``percentile``."""
+    quantizers: tuple[str, ...] = ()
+    """``ort``, ``nncf``, ``inc``."""
+    keep: tuple[str, ...] = ()
+    """Nodes that stay in float in every candidate."""
+    mixed: bool = True
+    """Whether sensitive layers are tried in float before giving up."""
+    percentile: float = 99.99
+    per_channel: bool = True

@@ -1,0 +1,310 @@
+"""The ``edgeml`` command: one verb per function, its module imported when it runs.
+
+Facts go to standard output, progress and errors to standard error. Exit codes: 0 done,
+1 a difference or regression was found, 2 usage, 3 a gate was missed, 4 input refused,
+5 the machine lacks something.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from .errors import DIFFERENT, GATE, LACKS, REFUSED, USAGE, EdgemlError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="edgeml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From a trained model to verified bundles for edge devices.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Out = Annotated[Path, typer.Option(help="Folder for bundles and report.")]
+Bundle = Annotated[Path, typer.Argument(help="A .edgeml file.", show_default=False)]
+Trust = Annotated[
+    bool,
+    typer.Option(help="Load .pt2 files, which can run code hidden in them."),
+]
+
+
+def main() -> None:
+    """Entry point; every refusal is one line and an exit code, never a traceback."""
+    for name in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):
+        os.environ.setdefault(name, "1")
+    app()
+
+
+def _spoken(verb: Callable[P, int | None]) -> Callable[P, None]:
+    """Errors as one line on standard error, results as the exit code."""
+
+    @wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = verb(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo(
+                "edgeml: interrupted; the same command goes on from here", err=True
+            )
+            raise typer.Exit(130) from None
+        except (
+            Exception
+        ) as error:  # the seam: what we know becomes a line, the rest is a bug
+            code = _exit_code(error)
+            if code is None:
+                raise
+            typer.echo(f"edgeml: {error}", err=True)
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that we raise on purpose; None for a bug."""
+    from calibration.dataset import DataError
+    from device_agent.contract.errors import DeviceError, MachineError
+    from targets.profile import ProfileError
+
+    if isinstance(error, EdgemlError):
+        return error.exit_code
+    if isinstance(error, ProfileError):
+        return USAGE
+    if isinstance(error, MachineError):
+        return LACKS
+    if isinstance(error, (DataError, DeviceError)):
+        return REFUSED
+    return None
+
+
+def _tell(facts: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        for line in lines():
+            typer.echo(line)
+
+
+@app.command()
+@_spoken
+def init(
+    model: Annotated[Path, typer.Argument(help="The model to compile.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path(
+        "recipe.toml"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Write a commented recipe that builds."""
+    from .cache import write_atomic
+    from .draft import draft
+    from .errors import UsageError
+
+    if out.exists():
+        raise UsageError(f"{out} exists; give another --out or remove it first")
+    text = draft(model, out)
+    write_atomic(out, text.encode())
+    if not quiet:
+        typer.echo(f"wrote {out}; next: edgeml build {out}")
+
+
+@app.command()
+@_spoken
+def build(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (recipe.toml).")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="Build for this target only (repeatable).")
+    ] = None,
+    out: Out = Path("build"),
+    check: Annotated[bool, typer.Option(help="Check every bundle afterwards.")] = False,
+    trust_model_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Compile a model into one verified bundle per target, with a report."""
+    from .cache import Cache
+    from .errors import UsageError
+    from .measure import MeasurementStore
+    from .pipeline import Build, Place, failure
+    from .progress import shown
+    from .report import report_values, summary_lines
+
+    if not recipe.is_file():
+        raise UsageError(f"no recipe at {recipe}; edgeml init MODEL writes one")
+    place = Place(out, Cache(out / ".cache"), MeasurementStore(_user_cache()))
+    with shown(quiet) as progress:
+        work = Build(
+            recipe, place, progress,
+            targets=target or (), trust_model_code=trust_model_code,
+        )  # fmt: skip
+        outcome = work.run()
+    if not quiet or as_json:
+        _tell(report_values(outcome), as_json, lambda: summary_lines(outcome))
+    report = work.folder / "report.html"
+    if not quiet:
+        typer.echo(f"report: {report}", err=as_json)
+    missed = failure(outcome)
+    if missed is not None:
+        typer.echo(f"edgeml: {missed} ({report})", err=True)
+        return GATE if any(one.candidates for one in outcome.targets) else REFUSED
+    if check:
+        return max(
+            _check(work.folder / one.bundle_file, as_json=as_json, quiet=quiet)
+            for one in outcome.targets
+            if one.bundle_file
+        )
+    return 0
+
+
+@app.command()
+@_spoken
+def check(bundle: Bundle, as_json: Json = False, quiet: Quiet = False) -> int:
+    """Run the device's own check on a bundle, on this machine."""
+    return _check(bundle, as_json=as_json, quiet=quiet)
+
+
+def _check(bundle: Path, *, as_json: bool, quiet: bool) -> int:
+    """The device's program in its own process: its exit code is the verdict."""
+    import subprocess
+
+    command = [sys.executable, "-m", "device_agent", "check", str(bundle)]
+    command += ["--json"] if as_json else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not quiet or as_json:
+        typer.echo(done.stdout, nl=False)
+    typer.echo(done.stderr, nl=False, err=True)
+    return done.returncode
+
+
+@app.command()
+@_spoken
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a bundle or a model file is."""
+    from .compare import inspect as look
+    from .compare import render_facts
+
+    facts = look(file)
+    _tell(facts, as_json, lambda: render_facts(facts))
+
+
+@app.command()
+@_spoken
+def diff(
+    before: Annotated[Path, typer.Argument(help="The bundle that is there.")],
+    after: Annotated[Path, typer.Argument(help="The bundle that would replace it.")],
+    max_accuracy_drop: float = 0.005,
+    max_flip_rate: float = 0.05,
+    max_size_growth: Annotated[float, typer.Option(help="Share, 0.1 = 10 %.")] = 0.1,
+    max_latency_growth: Annotated[float, typer.Option(help="Share.")] = 0.2,
+    as_json: Json = False,
+) -> int:
+    """Compare two bundles; exit 1 when the second is worse than allowed."""
+    from .compare import Thresholds, diff_values, render_diff
+    from .compare import diff as compare
+
+    report = compare(
+        before, after,
+        Thresholds(
+            max_accuracy_drop, max_flip_rate, max_size_growth, max_latency_growth
+        ),
+    )  # fmt: skip
+    _tell(diff_values(report), as_json, lambda: render_diff(report))
+    return DIFFERENT if report.regressed else 0
+
+
+@app.command()
+@_spoken
+def bench(
+    file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 2.0,
+    threads: Annotated[
+        int | None, typer.Option(help="Instead of the target's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and memory of a bundle on this machine."""
+    from .compare import bench as measure
+    from .compare import render_facts
+
+    facts = measure(file, seconds=seconds, threads=threads)
+    _tell(facts, as_json, lambda: render_facts(facts))
+
+
+@app.command()
+@_spoken
+def unpack(
+    bundle: Bundle,
+    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a bundle's verified members into a folder."""
+    from device_agent.contract.bundle import read_bundle
+    from device_agent.contract.bundle import unpack as write
+
+    opened = read_bundle(bundle)
+    write(opened, folder)
+    if not quiet:
+        typer.echo(f"{len(opened.manifest.members) + 1} files in {folder}")
+
+
+@app.command()
+@_spoken
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the target profiles, or show one."""
+    from targets.profile import describe, load_target, target_names
+
+    if name is not None:
+        facts = describe(load_target(name))
+        _tell(facts, as_json, lambda: _profile_lines(facts))
+        return
+    rows = [describe(load_target(one)) for one in target_names()]
+    _tell(
+        rows,
+        as_json,
+        lambda: [
+            f"{row['name']:<16} {row['arch']:<8} {row['runtime']:<12} {row['title']}"
+            for row in rows
+        ],
+    )
+
+
+def _profile_lines(facts: dict[str, Any]) -> list[str]:
+    sources = facts.get("sources", {})
+    return [
+        f"{key:<16} {value}" + (f"   ({sources[key]})" if key in sources else "")
+        for key, value in facts.items()
+        if key != "sources"
+    ]
+
+
+@app.command("convert-weights")
+@_spoken
+def convert_weights(
+    file: Annotated[Path, typer.Argument(help="A .pth or .pt with weights only.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
+    as_json: Json = False,
+) -> None:
+    """Turn pickled weights into safetensors, without running what is in them."""
+    from .weights import convert_weights as convert
+
+    facts = convert(file, out)
+    _tell(facts, as_json, lambda: [f"{key}: {value}" for key, value in facts.items()])
+
+
+def _user_cache() -> Path:
+    """Where facts about this machine are kept between builds."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "edgeml"

@@ -1,0 +1,319 @@
+"""Tries a target's candidates in a sensible order and says what became of each.
+
+1. Float candidates first; the float32 one is what everything else is timed against.
+2. Every quantized candidate is made and ranked by a cheap proxy (output SQNR on
+   calibration samples). The best few go on, and so do the defaults of the tools that
+   people would use instead: by construction we ship nothing worse than those.
+3. Accuracy, flips and slices on validation samples; latency and memory only for what
+   could still ship, and for what the report compares with.
+4. When no quantized candidate holds the accuracy limits, the layers that add most
+   error go back to float, one group at a time, until it holds or is not worth it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .backends.base import Artifact, QuantizeOptions, Spec
+from .choice import choose, gate, is_slower, mark_slower, score
+from .errors import BackendError
+from .outcome import Candidate, TargetOutcome
+from .recipe import Budget
+from .workbench import Reference, Workbench
+
+FINALISTS = 2
+"""Of each kind of arithmetic so many go on after the proxy, besides the defaults."""
+HOPELESS_DB = 12.0
+"""A candidate this far behind the best by SQNR is not evaluated."""
+RESCUE_SHARES = (0.03, 0.08, 0.16, 0.3, 0.5)
+"""Shares of the quantized layers that are put back to float, step by step."""
+RESCUED_BASES = 2
+NOT_SHIPPED = "for comparison only: it can saturate on hosts that the target allows"
+BETTER_DB = 0.5
+"""What a step of the rescue must gain by the proxy to be worth an evaluation."""
+ACCURACY_LIMITS = {"max_accuracy_drop", "max_slice_drop", "max_flip_rate"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate with the bytes that it stands for."""
+
+    spec: Spec
+    candidate: Candidate
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a target ends with: the record, and the artifact that ships, if any."""
+
+    outcome: TargetOutcome
+    artifact: Artifact | None
+
+
+class Trial:
+    """One target's candidates, from the first try to the choice."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        reference: Reference,
+        budget: Budget,
+        options: QuantizeOptions,
+    ) -> None:
+        self._bench = bench
+        self._reference = reference
+        self._budget = budget
+        self._options = options
+        self._float: Artifact | None = None
+
+    def run(self) -> Verdict:
+        """Try everything; choose."""
+        bench = self._bench
+        specs = bench.backend.specs(bench.subject.model, bench.target, self._options)
+        floats = [spec for spec in specs if spec.quantizer is None]
+        others = [spec for spec in specs if spec.quantizer is not None]
+        tried = [self._judge(self._made(spec)) for spec in floats]
+        tried += self._quantized(others)
+        if self._options.mixed and not self._holds_accuracy(tried):
+            tried += self._rescue(tried)
+        return self._verdict(tried)
+
+    def _made(self, spec: Spec) -> Tried:
+        """Make the artifact; a failure is a fact about this candidate, not the end."""
+        self._bench.progress.stage(f"{self._bench.target.name}: making {spec.name}")
+        blank = self._bench.blank(spec)
+        try:
+            artifact = self._bench.make(spec)
+        except BackendError as error:
+            if spec.precision == "fp32":
+                raise
+            self._say(spec.name, f"failed: {error}")
+            return Tried(spec, replace(blank, status="failed", reason=str(error)))
+        if spec.precision == "fp32":
+            self._float = artifact
+        candidate = replace(
+            blank, artifact_sha256=artifact.digest, size_bytes=artifact.size_bytes
+        )
+        return Tried(spec, candidate, artifact)
+
+    def _quantized(self, specs: Sequence[Spec]) -> list[Tried]:
+        made = [self._proxied(self._made(spec)) for spec in specs]
+        made = _without_twins(made)
+        best = max((_ratio(one) for one in made if one.artifact), default=0.0)
+        go_on = {one.spec.name for one in _finalists(made, best)}
+        return [
+            self._judge(one)
+            if one.spec.name in go_on
+            else one
+            if one.artifact is None
+            else _skipped(one, best)
+            for one in made
+        ]
+
+    def _proxied(self, tried: Tried) -> Tried:
+        if tried.artifact is None:
+            return tried
+        try:
+            ratio = self._bench.proxy_db(tried.artifact, self._reference)
+        except BackendError as error:
+            return _failed(tried, str(error))
+        return replace(tried, candidate=replace(tried.candidate, proxy_sqnr_db=ratio))
+
+    def _judge(self, tried: Tried) -> Tried:
+        """Everything that is measured of a candidate, and the gates."""
+        bench, artifact = self._bench, tried.artifact
+        if artifact is None or self._float is None:
+            return tried
+        bench.progress.stage(f"{bench.target.name}: judging {tried.spec.name}")
+        try:
+            candidate = replace(
+                tried.candidate,
+                evaluation=bench.evaluate(artifact, self._reference),
+                latency=bench.latency(artifact, self._float),
+                coverage=bench.coverage(artifact),
+            )
+        except BackendError as error:
+            return _failed(tried, str(error))
+        if tried.spec.quantizer is not None:
+            errors = bench.layer_errors(artifact)
+            candidate = replace(candidate, layer_errors=errors)
+        memory, load_ms = bench.memory(artifact)
+        candidate = replace(candidate, peak_memory_bytes=memory, load_ms=load_ms)
+        candidate = self._gated(candidate)
+        self._tell(candidate)
+        if candidate.status == "fits" and not tried.spec.ships:
+            candidate = replace(candidate, status="skipped", reason=NOT_SHIPPED)
+        return replace(tried, candidate=candidate)
+
+    def _gated(self, candidate: Candidate) -> Candidate:
+        misses = gate(
+            candidate,
+            self._reference.evaluation,
+            self._budget,
+            self._bench.subject.metric,
+        )
+        return replace(
+            candidate,
+            misses=misses,
+            status="missed" if misses else "fits",
+            reason="; ".join(miss.text for miss in misses),
+        )
+
+    def _holds_accuracy(self, tried: Sequence[Tried]) -> bool:
+        quantized = [one for one in tried if one.spec.quantizer is not None]
+        return not quantized or any(
+            one.candidate.evaluation is not None
+            and not ACCURACY_LIMITS & {miss.limit for miss in one.candidate.misses}
+            for one in quantized
+        )
+
+    def _rescue(self, tried: Sequence[Tried]) -> list[Tried]:
+        """Mixed precision from the most accurate quantized candidates.
+
+        A step that is not clearly better by the proxy is not evaluated; a base whose
+        mixed candidates are slower than float32 has nothing to give.
+        """
+        judged = [
+            one
+            for one in tried
+            if one.spec.precision == "int8" and one.candidate.layer_errors
+        ]
+        judged.sort(key=lambda one: -score(one.candidate, self._bench.subject.metric))
+        rescued: list[Tried] = []
+        for base in judged[:RESCUED_BASES]:
+            best = _ratio(base)
+            for keep in _keeps(base.candidate):
+                one = self._proxied(self._made(_mixed(base.spec, keep)))
+                if one.artifact is None or _ratio(one) < best + BETTER_DB:
+                    rescued.append(one if one.artifact is None else _skipped(one, best))
+                    continue
+                best = _ratio(one)
+                one = self._judge(one)
+                rescued.append(one)
+                if self._holds_accuracy([one]):
+                    return rescued
+                if is_slower(one.candidate):
+                    break
+        return rescued
+
+    def _verdict(self, tried: Sequence[Tried]) -> Verdict:
+        bench = self._bench
+        candidates = mark_slower([one.candidate for one in tried])
+        chosen, why = choose(candidates, bench.subject.metric)
+        if chosen is not None:
+            candidates = [
+                replace(one, status="chosen") if one.name == chosen.name else one
+                for one in candidates
+            ]
+        artifact = next(
+            (one.artifact for one in tried if chosen and one.spec.name == chosen.name),
+            None,
+        )
+        outcome = TargetOutcome(
+            target=bench.target.name,
+            runtime=bench.target.runtime,
+            candidates=tuple(candidates),
+            chosen=chosen.name if chosen else None,
+            choice_reason=why,
+            artifact_entry=artifact.entry if artifact else None,
+            threads=bench.target.threads,
+        )
+        return Verdict(outcome, artifact)
+
+    def _tell(self, one: Candidate) -> None:
+        metric = self._bench.subject.metric.name
+        assert one.evaluation is not None and one.latency is not None
+        self._say(
+            one.name,
+            f"{metric} {one.evaluation.metrics[metric]:.4f}, "
+            f"{one.latency.p50_ms:.3g} ms, {one.size_bytes / 1024:.0f} KiB"
+            + "".join(f", misses {miss.limit}" for miss in one.misses),
+        )
+
+    def _say(self, name: str, text: str) -> None:
+        self._bench.progress.result(f"{self._bench.target.name}: {name}: {text}")
+
+
+def _keeps(candidate: Candidate) -> list[tuple[str, ...]]:
+    """Growing groups of layers to put back to float, most added error first."""
+    names = [error.node for error in candidate.layer_errors]
+    counts = sorted({max(1, round(share * len(names))) for share in RESCUE_SHARES})
+    return [tuple(names[:count]) for count in counts]
+
+
+def _finalists(made: Sequence[Tried], best: float) -> list[Tried]:
+    """The tools' defaults, and the best of each kind of arithmetic by the proxy.
+
+    Kinds differ in speed, which the proxy cannot see: the most exact candidate of a
+    fast kind must not lose to those of a slow one before it was timed.
+    """
+    kinds: dict[str, list[Tried]] = {}
+    for one in made:
+        if one.artifact is not None:
+            kinds.setdefault(_arithmetic(one.spec), []).append(one)
+    ranked = [sorted(kind, key=lambda one: -_ratio(one)) for kind in kinds.values()]
+    hopeful = [
+        one
+        for kind in ranked
+        for one in kind[:FINALISTS]
+        if _ratio(one) > best - HOPELESS_DB
+    ]
+    return hopeful + [one for one in made if one.artifact and _is_default(one.spec)]
+
+
+def _arithmetic(spec: Spec) -> str:
+    words = ("activation", "weight", "reduce_range", "overflow_safe", "operators")
+    return repr([spec.precision, *(spec.parameters.get(word) for word in words)])
+
+
+def _ratio(tried: Tried) -> float:
+    return tried.candidate.proxy_sqnr_db or 0.0
+
+
+def _is_default(spec: Spec) -> bool:
+    return spec.name.endswith("default")
+
+
+def _mixed(spec: Spec, keep: tuple[str, ...]) -> Spec:
+    kept = (*spec.keep, *(name for name in keep if name not in spec.keep))
+    return replace(
+        spec,
+        name=f"mixed {spec.name}, {len(kept)} layers float",
+        precision="mixed",
+        keep=kept,
+    )
+
+
+def _without_twins(made: Sequence[Tried]) -> list[Tried]:
+    """Candidates whose bytes another one has already are skipped, and say so.
+
+    The tools' defaults stay: the report compares with them by name.
+    """
+    seen: dict[str, str] = {}
+    rest = []
+    for one in sorted(made, key=lambda one: not _is_default(one.spec)):
+        if one.artifact is None:
+            rest.append(one)
+            continue
+        key = one.artifact.digest + repr(sorted(one.artifact.options.items()))
+        if key in seen:
+            reason = f"same bytes as {seen[key]}"
+            skipped = replace(one.candidate, status="skipped", reason=reason)
+            rest.append(Tried(one.spec, skipped))
+        else:
+            seen[key] = one.spec.name
+            rest.append(one)
+    order = {one.spec.name: place for place, one in enumerate(made)}
+    return sorted(rest, key=lambda one: order[one.spec.name])
+
+
+def _skipped(tried: Tried, best: float) -> Tried:
+    ratio = tried.candidate.proxy_sqnr_db
+    reason = f"output SQNR {ratio:.1f} dB on calibration samples, best {best:.1f} dB"
+    return replace(
+        tried, candidate=replace(tried.candidate, status="skipped", reason=reason)
+    )
+
+
+def _failed(tried: Tried, reason: str) -> Tried:
+    return Tried(tried.spec, replace(tried.candidate, status="failed", reason=reason))

@@ -54,7 +54,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing when ok")
     parser.add_argument(
         "--machine-features", metavar="LIST",
-        help="CPU features to go by, comma-separated, in place of /proc/cpuinfo's",
+        help="CPU features to go by, comma-separated, in place of those found",
     )  # fmt: skip
     parser.add_argument(
         "--gate-latency", action="store_true",

@@ -50,8 +50,8 @@ class Failure:
 class CheckOptions:
     """How to check.
 
-    ``features`` stands in for this machine's CPU features (an emulator that shows its
-    host's /proc/cpuinfo needs that); None: those found.
+    ``features`` stands in for this machine's CPU features (an Arm emulator that shows
+    its host's /proc/cpuinfo needs that); None: those found.
     """
 
     features: Collection[str] | None = None

@@ -39,7 +39,9 @@ from .scores import (
 DIGITS = 9
 SAMPLE_SEED = 0
 EDGE_SHARE = 1e-6
-"""Width of the bin of a value that is the highest and that many samples share."""
+"""How far an edge lies beyond a lowest or highest value that many samples share."""
+VALUES_MAX = 60_000
+"""Sampled values of all signals together; they are most of the file (0.7 MB)."""
 
 
 def baseline(
@@ -69,7 +71,7 @@ def baseline(
     kind = kind_of(judged)
     views = _views(feeds)
     table = _table(views, kind, feeds, judged)
-    chosen = _chosen(len(feeds))
+    chosen = _chosen(len(feeds), len(table))
     right = _right(judged, labels, kind)
     made = Baseline(
         samples=len(feeds),
@@ -132,20 +134,29 @@ def _signal(name: str, values: Floats, chosen: Array) -> Signal:
 
 
 def bin_edges(values: Floats) -> list[float]:
-    """Inner edges of at most 32 bins of equally many values; they grow strictly."""
-    places = np.arange(1, BINS_MAX - 1) / (BINS_MAX - 1)
-    quantiles = np.quantile(values, places, method="inverted_cdf")
-    edges = sorted({_rounded(one) for one in quantiles})
-    high = float(values.max())
-    if edges[-1] >= high:  # or nothing could ever be above the reference
-        edges.append(_rounded(high + EDGE_SHARE * max(abs(high), 1.0)))
-    return edges
+    """Inner edges of at most 32 bins of equally many values; they grow strictly.
+
+    Cuts lie halfway between neighbouring values, so that a value that many samples
+    share falls on the same side on every machine. Where such a value is the lowest or
+    the highest, an edge beyond it lets a change show.
+    """
+    seen, counts = np.unique(values, return_counts=True)
+    reached = np.cumsum(counts)[:-1]
+    wanted = np.arange(1, BINS_MAX - 2) / (BINS_MAX - 2) * len(values)
+    last = np.searchsorted(reached, wanted)  # the value that fills each bin
+    last = np.unique(last[last < len(reached)])
+    edges = [*(seen[last] / 2 + seen[last + 1] / 2)]
+    if not len(last) or last[0] == 0:
+        edges.append(seen[0] - EDGE_SHARE * max(abs(seen[0]), 1.0))
+    if not len(last) or last[-1] == len(seen) - 2:
+        edges.append(seen[-1] + EDGE_SHARE * max(abs(seen[-1]), 1.0))
+    return sorted({_rounded(one) for one in edges})
 
 
-def _chosen(count: int) -> Array:
+def _chosen(count: int, signal_count: int) -> Array:
     """Samples whose values are kept, in order."""
     order = np.random.default_rng(SAMPLE_SEED).permutation(count)
-    return np.sort(order[:SAMPLE_MAX])
+    return np.sort(order[: min(SAMPLE_MAX, VALUES_MAX // signal_count)])
 
 
 def _class_counts(output: Array, kind: Kind) -> tuple[int, ...]:
@@ -199,4 +210,4 @@ def isotonic(confidence: Floats, right: Floats) -> CalibrationMap:
 
 
 def _rounded(value: float) -> float:
-    return float(f"{float(value):.{DIGITS}g}")
+    return float(f"{float(value):.{DIGITS}g}") + 0.0  # no negative zero

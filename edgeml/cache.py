@@ -8,6 +8,7 @@ The rules it keeps:
 3. An entry carries its own digest; a damaged one is made again, never used.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -21,12 +22,16 @@ from pydantic_core import to_jsonable_python
 
 from device_agent.contract.manifest import canonical_json
 
+from .errors import MachineLacks, UsageError
+
 T = TypeVar("T")
 
 TOOLS = (
     "numpy", "onnx", "onnxruntime", "openvino", "nncf", "onnxconverter-common",
     "torch", "onnxscript", "torchao", "neural-compressor",
 )  # fmt: skip
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest_of(value: object) -> str:
@@ -74,17 +79,49 @@ def source_digest() -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a reader sees the old one or the whole new one.
+
+    Raises:
+        UsageError: it cannot be written there.
+        MachineLacks: there is no room for it.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        kind = MachineLacks if error.errno in _NO_ROOM else UsageError
+        raise kind(f"{path} cannot be written: {error.strerror}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before work is put into it.
+
+    Raises:
+        UsageError: something on the way to it is no folder, or not open to this user.
+    """
+    place = folder
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError(f"{folder} cannot be written: {place} is not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: {place} is not open to you")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written below a folder."""
+    for path in folder.rglob(".*.part"):
+        writer = path.name.removesuffix(".part").rpartition(".")[2]
+        if not Path("/proc", writer).exists():
+            path.unlink(missing_ok=True)
 
 
 class Cache:
@@ -108,7 +145,7 @@ class Cache:
         """The entry, or None when there is none or it is damaged."""
         try:
             raw = self._path(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         digest, _, data = raw.partition(b"\n")
         return data if digest.decode() == digest_of(data) else None

@@ -77,7 +77,7 @@ def choose(
     """
     fitting = [one for one in candidates if one.status == "fits"]
     if not fitting:
-        return None, "no candidate holds the budget"
+        return None, _why_none(candidates, metric)
     rest = [
         one for one in fitting
         if not any(_outclasses(other, one, metric) for other in fitting)
@@ -85,7 +85,11 @@ def choose(
     fastest = min(map(_p50, rest))
     equal = [one for one in rest if _p50(one) <= fastest * SAME_SPEED]
     best = min(equal, key=lambda one: _rank(one, metric))
-    why = f"fastest of {len(fitting)} candidates that hold the budget"
+    why = (
+        "the only candidate that holds the budget"
+        if len(fitting) == 1
+        else f"fastest of {len(fitting)} candidates that hold the budget"
+    )
     if len(equal) > 1:
         why += f", most accurate of {len(equal)} equally fast ones"
     return best, why
@@ -113,6 +117,16 @@ def mark_slower(candidates: Sequence[Candidate]) -> list[Candidate]:
         else one
         for one in candidates
     ]
+
+
+def _why_none(candidates: Sequence[Candidate], metric: MetricOptions) -> str:
+    """Which limits the nearest candidate misses, by how much, and who is guilty."""
+    missed = [one for one in candidates if one.status == "missed"]
+    if not missed:
+        return "no candidate could be made that is fit to ship"
+    nearest = min(missed, key=lambda one: (len(one.misses), -score(one, metric)))
+    misses = "; ".join(miss.text for miss in nearest.misses)
+    return f"no candidate holds the budget; nearest is {nearest.name}: {misses}"
 
 
 def _outclasses(other: Candidate, one: Candidate, metric: MetricOptions) -> bool:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from .errors import DIFFERENT, GATE, LACKS, REFUSED, USAGE, EdgemlError
+from .errors import DIFFERENT, GATE, LACKS, REFUSED, USAGE, EdgemlError, RecipeError
 
 P = ParamSpec("P")
 
@@ -62,7 +62,8 @@ def _spoken(verb: Callable[P, int | None]) -> Callable[P, None]:
             code = _exit_code(error)
             if code is None:
                 raise
-            typer.echo(f"edgeml: {error}", err=True)
+            for line in _lines_of(error):
+                typer.echo(line, err=True)
         raise typer.Exit(code or 0)
 
     return run
@@ -83,6 +84,15 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, (DataError, DeviceError)):
         return REFUSED
     return None
+
+
+def _lines_of(error: Exception) -> list[str]:
+    """A mistake in a recipe or a profile has a line of its own, with its place."""
+    from targets.profile import ProfileError
+
+    if isinstance(error, (RecipeError, ProfileError)):
+        return str(error).splitlines()
+    return [f"edgeml: {' '.join(str(error).split())}"]
 
 
 def _tell(facts: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
@@ -129,7 +139,7 @@ def build(
     quiet: Quiet = False,
 ) -> int:
     """Compile a model into one verified bundle per target, with a report."""
-    from .cache import Cache
+    from .cache import Cache, check_writable
     from .errors import UsageError
     from .measure import MeasurementStore
     from .pipeline import Build, Place, failure
@@ -144,6 +154,8 @@ def build(
             recipe, place, progress,
             targets=target or (), trust_model_code=trust_model_code,
         )  # fmt: skip
+        for folder in (work.folder, place.cache.folder):
+            check_writable(folder)
         outcome = work.run()
     if not quiet or as_json:
         _tell(report_values(outcome), as_json, lambda: summary_lines(outcome))

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache as once
 from typing import Any
 
 from device_agent.contract.tensors import TensorSpec
@@ -11,7 +12,7 @@ from .cache import Cache, digest_of
 from .errors import MachineLacks, RecipeError
 from .model import Model, Step
 from .passes import load_pass, ordered
-from .passes.base import Context
+from .passes.base import Context, Pass
 from .recipe import Recipe
 
 
@@ -49,10 +50,21 @@ def graph_of(
         seed=recipe.seed,
         trusted=trust_model_code,
     )
-    return _unpacked(cache.bytes(key, lambda: _packed(_made(recipe, trust_model_code))))
+    found = _unpacked(
+        cache.bytes(key, lambda: _packed(_made(recipe, trust_model_code)))
+    )
+    if not any(step.verb == "export" for step in found.model.lineage):
+        return found
+
+    @once
+    def origin() -> Model:
+        return _before_export(recipe, trust_model_code)
+
+    return replace(found, model=replace(found.model, origin=origin))
 
 
-def _made(recipe: Recipe, trust_model_code: bool) -> Model:
+def _loaded(recipe: Recipe, trust_model_code: bool) -> tuple[Model, list[Pass]]:
+    """The model as it came, and the passes that make a graph of it."""
     from .importer import load_model
 
     source = recipe.model
@@ -65,7 +77,22 @@ def _made(recipe: Recipe, trust_model_code: bool) -> Model:
     mistakes = ordered(passes, model.level)
     if mistakes:
         raise RecipeError("; ".join(mistakes))
+    return model, passes
+
+
+def _made(recipe: Recipe, trust_model_code: bool) -> Model:
+    model, passes = _loaded(recipe, trust_model_code)
     for step in passes:
+        model = step(model, Context(seed=recipe.seed))
+    return model
+
+
+def _before_export(recipe: Recipe, trust_model_code: bool) -> Model:
+    """The module that the graph was exported from, made again."""
+    model, passes = _loaded(recipe, trust_model_code)
+    for step in passes:
+        if step.gives == "graph":
+            break
         model = step(model, Context(seed=recipe.seed))
     return model
 

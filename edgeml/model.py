@@ -1,5 +1,6 @@
 """A model on its way to an artifact: its level, its payload and where it came from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ class Model:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     lineage: tuple[Step, ...] = ()
+    origin: Callable[[], "Model"] | None = field(
+        default=None, compare=False, repr=False
+    )
+    """Makes the module-level model again, for tools that work there."""
 
     def after(self, step: Step, **changes: Any) -> "Model":
         """The model after ``step``, with the step in its lineage."""

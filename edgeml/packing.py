@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from device_agent.contract.golden import write_golden
+from device_agent.contract.golden import Bound, write_golden
 from device_agent.contract.manifest import (
     CalibrationSet,
     Isa,
@@ -20,7 +21,8 @@ from device_agent.contract.manifest import (
     Score,
     canonical_json,
 )
-from device_agent.contract.tensors import Array, Feeds
+from device_agent.contract.tensors import Array, Feeds, TensorSpec
+from device_agent.runtimes.base import Session
 from targets.profile import Target
 
 from .backends.base import Artifact
@@ -28,12 +30,13 @@ from .baseline import baseline
 from .bundle import pack
 from .cache import digest_of, tool_versions
 from .card import card_markdown
+from .model import Step
 from .outcome import BuildOutcome, Candidate, TargetOutcome
 from .provenance import Component, package_components, provenance, sbom
 from .recipe import Recipe
 from .workbench import Subject, Workbench, evaluate_split
 
-GOLDEN_SAMPLES = 16
+GOLDEN_SAMPLES = 12
 GOLDEN_EDGES = ("zeros", "lowest", "highest", "checkerboard")
 
 
@@ -57,59 +60,72 @@ def bundle_of(ship: Shipment, bench: Workbench) -> bytes:
     try:
         inputs, outputs = session.inputs, session.outputs
         _, answers = evaluate_split(ship.subject, session, None)
-        goldens = golden_feeds(ship.subject)
-        runs = [session.predict(feed) for feed in goldens]
+        golden = _golden(ship, bench.target, session)
     finally:
         session.close()
-    kept = [index for index, run in enumerate(runs) if _finite(run)]
-    tolerance = bench.target.tolerances[ship.candidate.precision]
     members: dict[str, tuple[Role, bytes]] = {
         f"artifact/{name}": ("artifact", data)
         for name, data in ship.artifact.files.items()
     }
-    members["golden.npz"] = (
-        "golden",
-        write_golden(
-            [goldens[index] for index in kept],
-            [runs[index] for index in kept],
-            {spec.name: (tolerance.atol, tolerance.rtol) for spec in outputs},
-        ),
-    )
-    split = ship.subject.validation
-    members["baseline.json"] = (
-        "baseline",
-        canonical_json(baseline(split.feeds, answers, split.labels)),
-    )
+    members["golden.npz"] = ("golden", golden)
+    members["baseline.json"] = ("baseline", _baseline(ship, answers))
     if ship.recipe.labels:
         members["labels.json"] = ("labels", canonical_json(list(ship.recipe.labels)))
     members["card.md"] = ("card", card_markdown(ship.build, ship.outcome).encode())
     members["provenance.json"] = ("provenance", _provenance(ship, members))
     members["sbom.json"] = ("sbom", _sbom(ship))
-    manifest = Manifest(
-        name=ship.recipe.model.name,
-        version=ship.recipe.model.version,
-        release_counter=ship.recipe.model.release_counter,
-        target=bench.target.name,
-        compatible=bench.target.compatible,
+    return pack(_manifest(ship, bench, inputs, outputs), members)
+
+
+def _manifest(
+    ship: Shipment,
+    bench: Workbench,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> Manifest:
+    recipe, target = ship.recipe, bench.target
+    return Manifest(
+        name=recipe.model.name,
+        version=recipe.model.version,
+        release_counter=recipe.model.release_counter,
+        target=target.name,
+        compatible=target.compatible,
         runtime=RuntimeSpec(
-            name=bench.target.runtime,
+            name=target.runtime,
             min_version=_minor(bench.runtime_version),
             options=bench.options(ship.artifact),
         ),
         artifact=f"artifact/{ship.artifact.entry}",
         precision=ship.candidate.precision,
-        isa=Isa(arch=bench.target.arch, requires=bench.target.isa),
+        isa=Isa(arch=target.arch, requires=target.isa),
         inputs=inputs,
         outputs=outputs,
-        preprocess=ship.recipe.preprocess,
-        preprocess_input=ship.recipe.preprocess_input,
-        postprocess=ship.recipe.postprocess,
-        limits=_limits(ship, bench.target),
+        preprocess=recipe.preprocess,
+        preprocess_input=recipe.preprocess_input,
+        postprocess=recipe.postprocess,
+        limits=_limits(ship, target),
         metrics=_metrics(ship),
         calibration=_calibration(ship),
         members=(),
     )
-    return pack(manifest, members)
+
+
+def _golden(ship: Shipment, target: Target, session: Session) -> bytes:
+    feeds = golden_feeds(ship.subject)
+    runs = [session.predict(feed) for feed in feeds]
+    # An edge that the model answers with NaN proves nothing: NaN equals nothing.
+    kept = [index for index, run in enumerate(runs) if _finite(run)]
+    tolerance = target.tolerances[ship.candidate.precision]
+    return write_golden(
+        [feeds[index] for index in kept],
+        [runs[index] for index in kept],
+        {spec.name: Bound(tolerance.atol, tolerance.rtol) for spec in session.outputs},
+    )
+
+
+def _baseline(ship: Shipment, answers: Mapping[str, Array]) -> bytes:
+    split, output = ship.subject.validation, ship.recipe.metric.output
+    return canonical_json(baseline(split.feeds, answers, split.labels, output=output))
 
 
 def golden_feeds(subject: Subject) -> list[Feeds]:
@@ -227,9 +243,7 @@ def _provenance(ship: Shipment, members: Mapping[str, tuple[Role, bytes]]) -> by
     )
 
 
-def _lowering(ship: Shipment) -> Any:
-    from .model import Step
-
+def _lowering(ship: Shipment) -> Step:
     one = ship.candidate
     return Step(
         "lower",
@@ -245,8 +259,6 @@ def _lowering(ship: Shipment) -> Any:
 
 def recipe_facts(recipe: Recipe) -> dict[str, Any]:
     """The recipe as data, without the folder it lies in."""
-    from pydantic import TypeAdapter
-
     facts = TypeAdapter(Recipe).dump_python(recipe, mode="json")
     facts.pop("folder")
     return json.loads(canonical_json(facts))  # type: ignore[no-any-return]

@@ -28,9 +28,16 @@ from device_agent.runtimes import runtime
 from targets.profile import Target, load_target
 
 from .backends import backend
-from .cache import Cache, digest_of, file_digest, tool_versions, write_atomic
+from .cache import (
+    Cache,
+    digest_of,
+    file_digest,
+    sweep,
+    tool_versions,
+    write_atomic,
+)
 from .data import Splits, load_splits
-from .errors import BackendError, InputError, MachineLacks
+from .errors import BackendError, MachineLacks
 from .feeds import Prepared, Preparer
 from .imported import Imported, graph_of
 from .measure import Measurements, machine_name
@@ -91,6 +98,7 @@ class Build:
             EdgemlError: the model, the data or the machine is refused. A target that
                 is refused or misses the budget is part of the outcome instead.
         """
+        sweep(self._place.out)
         self._progress.stage("reading data")
         splits = load_splits(self.recipe)
         key = self._place.cache.key(
@@ -372,6 +380,3 @@ def failure(outcome: BuildOutcome) -> str | None:
     if not without:
         return None
     return f"no bundle for {', '.join(without)}; the report says why"
-
-
-__all__ = ["Build", "InputError", "Place", "failure"]

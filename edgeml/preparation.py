@@ -168,15 +168,15 @@ def _inferred(proto: Any) -> Any:
             str(given), str(made), skip_optimization=True,
             skip_symbolic_shape=not symbolic,
         )  # fmt: skip
-        try:
+        for symbolic in (True, False):  # symbolic inference gives up on control flow
             try:
-                run(True)
-            except Exception:  # noqa: BLE001 - it gives up on some control flow
-                run(False)
-        except Exception as error:
-            raise BackendError(
-                f"shape inference failed: {_runtime.reason(error)}"
-            ) from error
+                run(symbolic)
+                break
+            except Exception as error:
+                if not symbolic:
+                    raise BackendError(
+                        f"shape inference failed: {_runtime.reason(error)}"
+                    ) from error
         return onnx.load(made)
 
 

@@ -136,13 +136,6 @@ def provenance(
     """
     if not subject:
         raise ValueError("provenance needs at least one subject, found none")
-    materials = [_resource("recipe", recipe_sha256)]
-    materials += [
-        _resource(f"source:{name}", sources[name]) for name in sorted(sources)
-    ]
-    materials += [_resource(f"data:{name}", data[name]) for name in sorted(data)]
-    if commit is not None:
-        materials.append({"name": "repository", "digest": {"gitCommit": commit}})
     definition = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"recipe": dict(recipe), "target": target},
@@ -153,7 +146,7 @@ def provenance(
             ],
             "seeds": dict(seeds),
         },
-        "resolvedDependencies": materials,
+        "resolvedDependencies": _materials(recipe_sha256, sources, data, commit),
     }
     return canonical_json(
         {
@@ -166,6 +159,20 @@ def provenance(
             },
         }
     )
+
+
+def _materials(
+    recipe_sha256: str,
+    sources: Mapping[str, str],
+    data: Mapping[str, str],
+    commit: str | None,
+) -> list[dict[str, Any]]:
+    found = [_resource("recipe", recipe_sha256)]
+    found += [_resource(f"source:{name}", sources[name]) for name in sorted(sources)]
+    found += [_resource(f"data:{name}", data[name]) for name in sorted(data)]
+    if commit is not None:
+        found.append({"name": "repository", "digest": {"gitCommit": commit}})
+    return found
 
 
 def sbom(subject: Component, components: Sequence[Component]) -> bytes:

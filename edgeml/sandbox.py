@@ -173,18 +173,23 @@ def confine(limits: Limits) -> None:
 
 
 def _run(order: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    module, _, name = TASKS[order["task"]].partition(":")
     try:
-        task: Callable[..., dict[str, Any]] = getattr(import_module(module), name)
-        return {"facts": task(scratch=Path(order["scratch"]), **order["arguments"])}
+        return {"facts": _facts(order, limits)}
     except MachineLacks as error:
         return {"lacks": str(error)}
     except EdgemlError as error:
         return {"refused": str(error)}
-    except MemoryError:
-        return {"refused": too_much_memory(limits.memory_bytes)}
-    except Exception as error:  # noqa: BLE001 - the seam: the child has no other way out
+
+
+def _facts(order: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    module, _, name = TASKS[order["task"]].partition(":")
+    try:
+        task: Callable[..., dict[str, Any]] = getattr(import_module(module), name)
+        return task(scratch=Path(order["scratch"]), **order["arguments"])
+    except EdgemlError:
+        raise
+    except Exception as error:  # the seam to parsers: whatever they raise is a refusal
         text = f"{type(error).__name__}: {error}"
-        if short_of_memory(text):
-            return {"refused": too_much_memory(limits.memory_bytes)}
-        return {"refused": one_line(text)}
+        if isinstance(error, MemoryError) or short_of_memory(text):
+            raise ModelError(too_much_memory(limits.memory_bytes)) from error
+        raise ModelError(one_line(text)) from error

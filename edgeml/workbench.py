@@ -21,7 +21,7 @@ from targets.profile import Target
 
 from .backends.base import Artifact, Backend, LayerError, Spec
 from .cache import Cache, write_atomic
-from .errors import BackendError
+from .errors import BackendError, InputError
 from .evaluate import evaluate
 from .feeds import Prepared
 from .measure import Measurements, latency, peak_memory
@@ -164,6 +164,8 @@ class Workbench:
         session = self.open(artifact)
         try:
             runs = [session.predict(feed) for feed in split.feeds[:PROXY_SAMPLES]]
+        except DeviceError as error:
+            raise BackendError(str(error)) from error
         finally:
             session.close()
         return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
@@ -184,6 +186,9 @@ class Workbench:
         session = self.open(artifact)
         try:
             return evaluate_split(self.subject, session, reference.outputs)[0]
+        except (DeviceError, InputError) as error:
+            # The float model passed on these samples, so the artifact is to blame.
+            raise BackendError(str(error)) from error
         finally:
             session.close()
 

@@ -7,6 +7,9 @@ backgrounds (in other crops), but none of the small faces. Where the faces are i
 kept: the scenes serve metrics against the float model.
 """
 
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +42,7 @@ def validation() -> list[Sample]:
 
 def _scenes(count: int, seed: int, people: slice) -> list[Sample]:
     try:
-        from skimage import data
+        data: Any = import_module("skimage.data")  # it has types for half of itself
     except ImportError as error:
         raise MissingData(
             "the set ultraface is made of scikit-image's pictures; "

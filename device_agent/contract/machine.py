@@ -4,15 +4,18 @@ The rules it keeps:
 
 1. Features have the names of /proc/cpuinfo (``flags`` on x86, ``Features`` on ARM); a
    feature counts when every core has it.
-2. The name of a machine says what decides how fast a model runs and which answers an
+2. On x86 the CPUID instruction has the last word on the features that decide what a
+   model answers: an emulator shows its host's /proc/cpuinfo, and its own CPUID.
+3. The name of a machine says what decides how fast a model runs and which answers an
    int8 model gives; measurements are kept under it.
 """
 
+import ctypes
 import os
 import platform
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -21,6 +24,12 @@ _MATTERING = (
     "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
     "neon", "vfpv4", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
+_CPUID_BITS = {
+    "fma": (0, 2, 12), "f16c": (0, 2, 29), "avx2": (1, 1, 5), "avx512f": (1, 1, 16),
+    "avx512_vnni": (1, 2, 11), "amx_int8": (1, 3, 25), "avx_vnni": (6, 0, 4),
+    "avx512_bf16": (6, 0, 5),
+}  # fmt: skip
+"""Feature → index of the leaf in glibc's <sys/platform/x86.h>, register, bit."""
 _ARCHES = {"amd64": "x86_64", "arm64": "aarch64", "armv8l": "armv7l"}
 _ARM_PARTS = {
     0xC07: "Cortex-A7", 0xC09: "Cortex-A9", 0xC0F: "Cortex-A15", 0xD03: "Cortex-A53",
@@ -67,11 +76,30 @@ def cpu() -> Cpu:
         text = _CPUINFO.read_text(errors="replace")
     except OSError:
         text = ""
-    return parse_cpuinfo(text)
+    found = parse_cpuinfo(text)
+    return replace(found, features=found.features - absent())
+
+
+def absent() -> frozenset[str]:
+    """Features that this x86 processor says it does not have, by CPUID.
+
+    Asked of glibc (2.33 or later), which has the answers ready; elsewhere nothing is
+    known to be absent.
+    """
+    try:
+        leaf = ctypes.CDLL(None)["__x86_get_cpuid_feature_leaf"]
+    except (AttributeError, OSError, TypeError):
+        return frozenset()
+    leaf.argtypes, leaf.restype = [ctypes.c_uint], ctypes.POINTER(ctypes.c_uint32 * 4)
+    return frozenset(
+        feature
+        for feature, (index, register, bit) in _CPUID_BITS.items()
+        if not leaf(index).contents[register] >> bit & 1
+    )
 
 
 def features() -> frozenset[str]:
-    """CPU features that every core of this machine has."""
+    """CPU features that every core of this machine has, as this process sees it."""
     return cpu().features
 
 

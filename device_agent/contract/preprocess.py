@@ -243,7 +243,9 @@ def batched(array: Array, spec: TensorSpec) -> Array:
             f"{where}: expected shape {list(spec.shape)} (-1: any), "
             f"found {list(array.shape)}"
         )
-    return np.ascontiguousarray(_narrowed(array, spec.dtype, where))
+    given = _narrowed(array, spec.dtype, where)
+    # ascontiguousarray alone makes a scalar a vector of one.
+    return np.ascontiguousarray(given).reshape(array.shape)
 
 
 def _narrowed(array: Array, wanted: np.dtype[Any], where: str) -> Array:

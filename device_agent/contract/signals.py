@@ -15,7 +15,7 @@ kind                    output, unit dimensions taken off   signals
 ``probability``         ``[N]`` floats in [0, 1]            the same, of two classes
 ``values``              ``[N]`` other floats                value
 ``classes``             ``[N]`` integers or bools           answer
-``tensor``              anything larger                     mean, std
+``tensor``              anything larger                     mean, std, max by column
 ======================  ==================================  ========================
 """
 
@@ -37,6 +37,7 @@ SUM_SLACK = 0.05
 RANGE_SLACK = 0.01
 COLUMNS_MAX = 64
 """Up to so many numbers, each column of a vector is a signal."""
+OUTPUT_COLUMNS_MAX = 16
 SIGNALS_MAX = 256
 CHANNELS = (1, 3, 4)
 IMAGE_SIDE_MIN = 8
@@ -162,7 +163,7 @@ def output_signals(output: Array, kind: Kind) -> dict[str, float]:
     """
     flat = output.reshape(-1).astype(np.float64)
     if kind == "tensor":
-        return {"output/mean": float(flat.mean()), "output/std": float(flat.std())}
+        return _tensor_signals(output)
     if kind in ("values", "classes"):
         return {"value" if kind == "values" else "answer": float(flat[0])}
     chances = probabilities(output, kind)[0]
@@ -175,6 +176,18 @@ def output_signals(output: Array, kind: Kind) -> dict[str, float]:
         "confidence": float(ranked[0]),
         "entropy": float(-(whole * logs).sum() / np.log(len(chances))),
         "margin": float(ranked[0] - ranked[1]),
+    }
+
+
+def _tensor_signals(output: Array) -> dict[str, float]:
+    """Of a detector's ``[1, boxes, classes]`` the best score of each class tells."""
+    floats = output.astype(np.float64)
+    found = {"output/mean": float(floats.mean()), "output/std": float(floats.std())}
+    if output.ndim < 3 or output.shape[-1] > OUTPUT_COLUMNS_MAX:
+        return {**found, "output/max": float(floats.max())}
+    highest = floats.reshape(-1, output.shape[-1]).max(axis=0)
+    return found | {
+        f"output/max[{place}]": float(one) for place, one in enumerate(highest)
     }
 
 

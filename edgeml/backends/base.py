@@ -6,11 +6,13 @@
    the float32 one (always first) and the defaults of the tools we compare with.
 3. ``lower`` is deterministic: the same inputs give the same bytes, in any process.
 4. Nothing changes the model that came in.
+5. Every option of the recipe's ``[quantize]`` table reaches a tool, or becomes a
+   candidate that fails with the reason; none is dropped in silence.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ from device_agent.contract.manifest import Option
 from device_agent.contract.tensors import Feeds
 from targets.profile import Target
 
+from ..errors import BackendError
 from ..model import Model
 
 
@@ -37,6 +40,17 @@ class Spec:
     keep: tuple[str, ...] = ()
     ships: bool = True
     """False: made to be compared with; it can saturate on a host the target allows."""
+    refused: str = ""
+    """Why what the recipe asks for cannot be made; ``lower`` fails with it."""
+
+    def check(self) -> None:
+        """Nothing, or the refusal.
+
+        Raises:
+            BackendError: the recipe asks for what this backend cannot make.
+        """
+        if self.refused:
+            raise BackendError(f"{self.name}: {self.refused}")
 
 
 @dataclass(frozen=True)
@@ -132,3 +146,37 @@ class QuantizeOptions:
     """Whether sensitive layers are tried in float before giving up."""
     percentile: float = 99.99
     per_channel: bool = True
+
+
+def unmet(
+    options: QuantizeOptions, target: Target, tools: Mapping[str, Sequence[str]]
+) -> list[Spec]:
+    """What the recipe asks for by name and no tool of a backend does, as refusals.
+
+    Args:
+        options: the recipe's ``[quantize]`` table.
+        target: has the precisions.
+        tools: all quantizers of the backend, with the calibration methods of each.
+    """
+    backend = f"{target.name} ({target.runtime})"
+    found = [
+        Spec(one, one, refused=f"{backend} has {', '.join(target.precisions)}")
+        for one in options.precisions
+        if one not in target.precisions
+    ]
+    known = ", ".join(tools)
+    named = [one for one in options.quantizers if one in tools]
+    for one in options.quantizers:
+        if one not in tools:
+            why = f"{backend} is quantized for with {known}"
+        elif options.methods and not set(options.methods) & set(tools[one]):
+            why = f"its calibration methods are {', '.join(tools[one])}"
+        else:
+            continue
+        found.append(Spec(f"int8 {one}", "int8", one, refused=why))
+    for method in options.methods:
+        able = [one for one in tools if method in tools[one]]
+        if not set(able) & set(named or tools):
+            why = f"{method} is a method of {', '.join(able) or 'none'} of {known}"
+            found.append(Spec(f"int8 {method}", "int8", refused=why))
+    return found

@@ -10,6 +10,8 @@ Candidates, cheapest to make first:
    (Log, Softmax …) also with nothing quantized but convolutions and matrix products.
 4. int8 static by NNCF: its defaults, without and with the slow bias correction, the
    transformer preset.
+5. int8 static by Neural Compressor, when the recipe names it: it quantizes the torch
+   module that the graph was exported from.
 
 A candidate that ONNX Runtime does not load is no candidate: ``lower`` opens what it
 made, with the options of the target.
@@ -32,14 +34,16 @@ from .. import layers, preparation
 from ..errors import BackendError
 from ..model import Model
 from ..protos import describe, nodes
-from ..quantizers import ort
-from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec
+from ..quantizers import inc, nncf, ort
+from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec, unmet
 
 ENTRY = "model.onnx"
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator domains that the onnxruntime wheels have kernels for."""
 WHEELS = frozenset({"x86_64", "aarch64"})
 """Architectures that onnxruntime has wheels for."""
+TOOLS = {"ort": ort.METHODS, "nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
+"""Quantizers, and the calibration methods of each."""
 CORE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FRAGILE = frozenset(
     {"Div", "Exp", "Log", "LogSoftmax", "LayerNormalization", "Pow", "Reciprocal",
@@ -85,17 +89,20 @@ class OnnxRuntimeBackend(Backend):
     ) -> list[Spec]:
         """The candidates, as the head of this module lists them."""
         wanted = set(options.precisions or target.precisions) & set(target.precisions)
-        specs = [Spec("fp32", "fp32")]
+        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS)]
         if "fp16" in wanted:
             specs.append(Spec("fp16", "fp16", keep=options.keep))
         tools = options.quantizers or ("ort", "nncf")
-        matrices = self._has_matrices(model)
-        if "int8-dynamic" in wanted and "ort" in tools and matrices:
-            parameters = {"kind": "dynamic", "per_channel": options.per_channel}
-            specs.append(_spec("int8 ort dynamic", parameters, options, "int8-dynamic"))
+        named = "int8-dynamic" in options.precisions
+        if "int8-dynamic" in wanted and (named or self._has_matrices(model)):
+            specs += _dynamic_specs(options, "ort" in tools, named)
         if "int8" in wanted and _has_core(model):
             specs += _ort_specs(model, target, options) if "ort" in tools else []
             specs += _nncf_specs(model, target, options) if "nncf" in tools else []
+            specs += _inc_specs(options) if "inc" in tools else []
+        elif "int8" in options.precisions and "int8" in wanted:
+            why = f"the model has none of {', '.join(CORE)} outside If and Loop"
+            specs.append(Spec("int8", "int8", refused=why))
         return specs
 
     def lower(
@@ -106,6 +113,7 @@ class OnnxRuntimeBackend(Backend):
         Raises:
             BackendError: the tool failed, or ONNX Runtime does not load what it made.
         """
+        spec.check()
         if spec.precision == "fp32":
             proto = model.payload
         elif spec.precision == "fp16":
@@ -145,16 +153,16 @@ class OnnxRuntimeBackend(Backend):
         parameters = dict(spec.parameters)
         kind = parameters.pop("kind", "static")
         if spec.quantizer == "nncf":
-            from ..quantizers.nncf import quantize_onnx
-
             # Not the prepared graph: NNCF's slow bias correction cuts it wrongly.
             given = self._given(model)
             keep = preparation.kept_nodes(model.payload, given, spec.keep)
-            return quantize_onnx(given, calibration, keep=keep, **parameters)
+            return nncf.quantize_onnx(given, calibration, keep=keep, **parameters)
+        if spec.quantizer == "inc":
+            return inc.quantize_origin(model, calibration, keep=spec.keep, **parameters)
         if spec.quantizer != "ort":
             raise BackendError(
                 f"{spec.name}: no quantizer {spec.quantizer!r} for onnxruntime; "
-                "known: ort, nncf"
+                f"known: {', '.join(TOOLS)}"
             )
         if kind == "default":
             keep = preparation.kept_nodes(model.payload, model.payload, spec.keep)
@@ -244,6 +252,14 @@ def _spec(
     return Spec(name, precision, quantizer, parameters, tuple(options.keep))
 
 
+def _dynamic_specs(options: QuantizeOptions, ours: bool, named: bool) -> list[Spec]:
+    if ours:
+        parameters = {"kind": "dynamic", "per_channel": options.per_channel}
+        return [_spec("int8 ort dynamic", parameters, options, "int8-dynamic")]
+    why = "it is made with ort, which is not among the quantizers"
+    return [Spec("int8-dynamic", "int8-dynamic", refused=why)] if named else []
+
+
 def _ort_specs(model: Model, target: Target, options: QuantizeOptions) -> list[Spec]:
     methods = [m for m in ort.METHODS if m in (options.methods or ort.METHODS)]
     words = ("s8", "u8") if target.arch == "aarch64" else ("u8", "s8")
@@ -275,23 +291,31 @@ def _ort_specs(model: Model, target: Target, options: QuantizeOptions) -> list[S
 
 
 def _nncf_specs(model: Model, target: Target, options: QuantizeOptions) -> list[Spec]:
-    """NNCF calibrates in its own way: the recipe's methods are not for it."""
-    safe = {"overflow_safe": True} if target.saturates_u8s8 else {}
-    kinds: list[tuple[str, dict[str, Any]]] = [
-        ("default", {"kind": "default"}),
-        ("no bias correction", {"fast_bias_correction": None, "preset": "mixed"}),
-        ("bias correction", {"fast_bias_correction": False, "preset": "mixed"}),
-    ]
+    """Its defaults, where the recipe does not ask for anything else, and variants."""
+    base = nncf.base(target.saturates_u8s8, options.per_channel)
+    kinds: dict[str, dict[str, Any]] = {
+        "no bias correction": {"fast_bias_correction": None, "preset": "mixed"},
+        "bias correction": {"fast_bias_correction": False, "preset": "mixed"},
+    }
     if _is_transformer(model):
-        kinds.append(("transformer", {"model_type": "transformer"}))
-    return [
+        kinds["transformer"] = {"model_type": "transformer"}
+    specs = []
+    if options.per_channel and not options.methods:
+        specs.append(_spec("int8 nncf default", {}, options, quantizer="nncf"))
+    return specs + [
         _spec(
-            f"int8 nncf {label}",
-            parameters if label == "default" else {**parameters, **safe},
-            options,
-            quantizer="nncf",
+            " ".join(filter(None, ("int8 nncf", label, ranges.get("method")))),
+            {**base, **ranges, **parameters}, options, quantizer="nncf",
         )
-        for label, parameters in kinds
+        for ranges in nncf.ranges(options.methods, options.percentile)
+        for label, parameters in kinds.items()
+    ]  # fmt: skip
+
+
+def _inc_specs(options: QuantizeOptions) -> list[Spec]:
+    return [
+        _spec(f"int8 inc {label}", parameters, options, quantizer="inc")
+        for label, parameters in inc.ways(options.methods, options.per_channel).items()
     ]
 
 

@@ -1,10 +1,12 @@
 """ONNX graph → OpenVINO IR: float32, float16 weights, and int8 by NNCF.
 
-The artifact is ``model.xml`` and ``model.bin``. How the graph is converted, and which
-rules names keep on the way, is in ``edgeml/conversion.py``.
+When the recipe names Neural Compressor: also by it, through ONNX. The artifact is
+``model.xml`` and ``model.bin``. How the graph is converted, and which rules names keep
+on the way, is in ``edgeml/conversion.py``.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,11 @@ from ..conversion import (
 )
 from ..errors import BackendError
 from ..model import Model
-from ..quantizers.nncf import quantize_openvino
-from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec
+from ..quantizers import inc, nncf
+from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec, unmet
 
-QUANTIZER = "nncf"
-METHODS = ("minmax", "percentile")
-"""Calibration methods that NNCF has; ``entropy`` it has not."""
+TOOLS = {"nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
+"""Quantizers, and the calibration methods of each."""
 CEILING_DB = 60.0
 """Above this a signal counts as exact: 8 bits cannot do better than about 50."""
 MOVING = frozenset(
@@ -69,29 +70,34 @@ class OpenVinoBackend(Backend):
     def specs(
         self, model: Model, target: Target, options: QuantizeOptions
     ) -> list[Spec]:
-        """Float candidates and NNCF's, its defaults among them.
-
-        Raises:
-            BackendError: the options ask for int8 by means that this backend has not.
-        """
-        specs = [Spec("fp32", "fp32")]
+        """Float candidates and NNCF's, its defaults among them."""
+        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS)]
         if _wanted("fp16", target, options):
             specs.append(Spec("fp16", "fp16"))
         if _wanted("int8", target, options):
-            specs += _int8_specs(model, target, options)
+            tools = options.quantizers or ("nncf",)
+            specs += _nncf_specs(model, target, options) if "nncf" in tools else []
+            specs += _inc_specs(target, options) if "inc" in tools else []
         return specs
 
     def lower(
         self, model: Model, target: Target, spec: Spec, calibration: Sequence[Feeds]
     ) -> Artifact:
         """Convert, quantize when the spec says so, and write."""
-        graph = converted(model, calibration)
-        if spec.quantizer == QUANTIZER:
+        spec.check()
+        if spec.quantizer == "inc":
+            made = inc.quantize_origin(
+                model, calibration, keep=spec.keep, **spec.parameters
+            )
+            graph = converted(replace(model, payload=made), calibration)
+        else:
+            graph = converted(model, calibration)
+        if spec.quantizer == "nncf":
             keep = _operations(model, graph, spec.keep)
             graph = _quantized(graph, calibration, keep, spec)
-        elif spec.quantizer is not None:
+        elif spec.quantizer not in (None, "inc"):
             raise BackendError(
-                f"openvino quantizes with {QUANTIZER}, not {spec.quantizer}"
+                f"openvino quantizes with {', '.join(TOOLS)}, not {spec.quantizer}"
             )
         half = spec.precision == "fp16"
         on_gpu = target.runtime_options.get("device") == "GPU"
@@ -132,7 +138,7 @@ def _quantized(
     graph: Any, calibration: Sequence[Feeds], keep: Sequence[str], spec: Spec
 ) -> Any:
     try:
-        made = quantize_openvino(graph, calibration, keep=keep, **spec.parameters)
+        made = nncf.quantize_openvino(graph, calibration, keep=keep, **spec.parameters)
     except BackendError as error:
         branches = any(op.get_type_name() == "If" for op in graph.get_ops())
         if "Calibration dataset" not in str(error) or not branches:
@@ -150,22 +156,13 @@ def _wanted(precision: str, target: Target, options: QuantizeOptions) -> bool:
     return precision in asked and precision in target.precisions
 
 
-def _int8_specs(model: Model, target: Target, options: QuantizeOptions) -> list[Spec]:
-    """NNCF's candidates; an option that leaves none of them is an error."""
-    if options.quantizers and QUANTIZER not in options.quantizers:
-        raise BackendError(
-            f"quantizers = {list(options.quantizers)}: for {target.name} int8 is made "
-            f"with {QUANTIZER} alone; add it, or take int8 out of precisions"
-        )
-    methods: list[str | None] = [one for one in options.methods if one in METHODS]
-    if options.methods and not methods:
-        raise BackendError(
-            f"methods = {list(options.methods)}: {QUANTIZER}, which makes int8 for "
-            f"{target.name}, has {' and '.join(METHODS)}"
-        )
-    base: dict[str, Any] = {"overflow_safe": target.saturates_u8s8}
-    if not options.per_channel:
-        base["per_channel"] = False
+def _nncf_specs(model: Model, target: Target, options: QuantizeOptions) -> list[Spec]:
+    """Its defaults, where the recipe does not ask for anything else, and variants.
+
+    The defaults halve the range of the first convolutions' weights only.
+    """
+    base = nncf.base(target.saturates_u8s8, options.per_channel)
+    safe = not target.saturates_u8s8
     ways: dict[str, dict[str, Any]] = {
         "fast bias": {},
         "exact bias": {"fast_bias_correction": False},
@@ -177,23 +174,32 @@ def _int8_specs(model: Model, target: Target, options: QuantizeOptions) -> list[
         ways["transformer unsmoothed"] = {
             "model_type": "transformer", "smooth_quant": False,
         }  # fmt: skip
-    specs = [Spec("int8 nncf default", "int8", QUANTIZER, {}, options.keep)]
+    specs = []
+    calibrations = nncf.ranges(options.methods, options.percentile)
+    if not options.methods and options.percentile != QuantizeOptions.percentile:
+        calibrations += nncf.ranges(("percentile",), options.percentile)
+    if options.per_channel and not options.methods:
+        name, keep = "int8 nncf default", options.keep
+        specs.append(Spec(name, "int8", "nncf", {}, keep, ships=safe))
     keep = (*options.keep, *_recurrent(model))
-    for method in methods or [None]:
-        ranges: dict[str, Any] = {"method": method} if method else {}
-        if method == "percentile":
-            ranges["percentile"] = options.percentile
-        specs += [
-            Spec(
-                " ".join(filter(None, ("int8 nncf", way, method))),
-                "int8",
-                QUANTIZER,
-                {**base, **ranges, **parameters},
-                keep,
-            )
-            for way, parameters in ways.items()
-        ]
-    return specs
+    return specs + [
+        Spec(
+            " ".join(filter(None, ("int8 nncf", way, ranges.get("method")))),
+            "int8", "nncf", {**base, **ranges, **parameters}, keep,
+        )
+        for ranges in calibrations
+        for way, parameters in ways.items()
+    ]  # fmt: skip
+
+
+def _inc_specs(target: Target, options: QuantizeOptions) -> list[Spec]:
+    """Neural Compressor's weights have the whole range of 8 bits."""
+    safe = not target.saturates_u8s8
+    ways = inc.ways(options.methods, options.per_channel)
+    return [
+        Spec(f"int8 inc {label}", "int8", "inc", parameters, options.keep, ships=safe)
+        for label, parameters in ways.items()
+    ]
 
 
 def _has_attention(model: Model) -> bool:

@@ -26,12 +26,66 @@ import numpy as np
 from device_agent.contract.tensors import Feeds
 
 from ..errors import BackendError, MachineLacks
+from ..model import Model
 
+METHODS = {"minmax": "minmax", "entropy": "kl"}
+"""The recipe's word for a calibration method → that of Neural Compressor."""
 OPSET = 21
 AGREEMENT_DB = 25.0
 """SQNR of ONNX Runtime against torch; a rounding that falls the other way is noise."""
 CHECKED = 8
 """How many samples the two are compared on."""
+
+
+def ways(methods: Sequence[str], per_channel: bool) -> dict[str, dict[str, Any]]:
+    """Name → arguments of :func:`quantize_origin`, for all or for these methods."""
+    granularity = "per_channel" if per_channel else "per_tensor"
+    return {
+        theirs: {"act_algo": theirs, "granularity": granularity}
+        for ours, theirs in METHODS.items()
+        if not methods or ours in methods
+    }
+
+
+def quantize_origin(
+    model: Model,
+    calibration: Sequence[Feeds],
+    *,
+    keep: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """The quantized ``onnx.ModelProto`` of the module that a graph came from.
+
+    Inputs, outputs and a variable batch are as in the graph.
+
+    Args:
+        model: a model at level graph.
+        calibration: the samples, batch dimension 1 included.
+        keep: must be empty, the module has no nodes.
+        options: as :func:`quantize_module` has them.
+
+    Raises:
+        BackendError: there is no module, ``keep`` names nodes, or as
+            :func:`quantize_module`.
+        MachineLacks: neural-compressor is not installed.
+    """
+    if model.origin is None:
+        raise BackendError(
+            "Neural Compressor works on torch models; this one came as ONNX"
+        )
+    if keep:
+        raise BackendError(
+            "Neural Compressor works before the export and knows no graph nodes to "
+            f"keep in float ({', '.join(keep[:3])}); use ort or nncf"
+        )
+    names = [spec.name for spec in model.inputs]
+    return quantize_module(
+        model.origin().payload,
+        [{name: feeds[name] for name in names} for feeds in calibration],
+        output_names=[spec.name for spec in model.outputs],
+        dynamic_batch=model.inputs[0].shape[0] == -1,
+        **options,
+    )
 
 
 def quantize_module(

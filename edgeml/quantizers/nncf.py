@@ -24,9 +24,28 @@ from ..errors import BackendError, MachineLacks
 OPSET_MIN = 13
 """From this ONNX opset on NNCF quantizes weights per channel."""
 
+METHODS = ("minmax", "percentile")
+"""Calibration methods of its own choice, besides the mean of each sample's range."""
+
 Preset = Literal["performance", "mixed"]
 Method = Literal["minmax", "percentile"]
 T = TypeVar("T")
+
+
+def base(saturates: bool, per_channel: bool) -> dict[str, Any]:
+    """Arguments that all candidates but NNCF's defaults have."""
+    options: dict[str, Any] = {"overflow_safe": saturates}
+    return options if per_channel else {**options, "per_channel": False}
+
+
+def ranges(methods: Sequence[str], percentile: float) -> list[dict[str, Any]]:
+    """Arguments for each of the methods that NNCF has; for none, its own choice."""
+    found: list[dict[str, Any]] = []
+    for method in methods:
+        if method in METHODS:
+            share = {"percentile": percentile} if method == "percentile" else {}
+            found.append({"method": method, **share})
+    return found if methods else [{}]
 
 
 def quantize_onnx(

@@ -120,7 +120,11 @@ def metric_change(
         return None
     flipped = round(evaluation.flip_rate * samples)
     rights = round(before * samples), round(after * samples)
-    if abs(rights[1] - rights[0]) > flipped:
+    whole = max(
+        abs(share * samples - count)
+        for share, count in zip((before, after), rights, strict=True)
+    )
+    if whole > 1e-3 or abs(rights[1] - rights[0]) > flipped:
         return None
     if flipped == len(evaluation.flips):
         lost = sum(bool(f.label == f.before) for f in evaluation.flips)

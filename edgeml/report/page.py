@@ -4,6 +4,7 @@ It holds no script and forbids any by its content security policy, so that a nam
 from a model or a data set cannot become one.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from .sections import Row, View
 
 SIZES = (("wide", 920, 400), ("narrow", 340, 330))
 """Plots are drawn twice, so that their text is readable on a phone."""
+
+BARS_SHOWN = 24
 
 
 def report_html(outcome: BuildOutcome) -> bytes:
@@ -126,9 +129,9 @@ def _latency(one: View, ident: str) -> Row | None:
     curves = []
     if len(subject.latency.histogram_ms) > 2:
         curves.append(Curve(subject.name, "now", subject.latency.histogram_ms))
-    if base and base is not subject and base.latency:
-        if len(base.latency.histogram_ms) > 2:
-            curves.insert(0, Curve(base.name, "float", base.latency.histogram_ms))
+    timed = base.latency if base and base is not subject else None
+    if base and timed and len(timed.histogram_ms) > 2:
+        curves.insert(0, Curve(base.name, "float", timed.histogram_ms))
     return {
         "record": subject.latency,
         "p50": words.milliseconds(subject.latency.p50_ms),
@@ -191,38 +194,48 @@ def facts(values: Mapping[str, Any]) -> list[Row]:
 
 def coverage(values: Mapping[str, Any]) -> list[Row]:
     """What the calibration set covers: shares, counts per class, value ranges."""
-    rows: list[Row] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            counts = list(value.values())
-            numbers = all(isinstance(one, int | float) for one in counts)
-            top = max(counts, default=1) if numbers else 1
-            rows.append({
-                "name": _title(name),
-                "items": [
-                    {
-                        "name": key,
-                        "value": _fact(key, one),
-                        "share": one / top if numbers and top > 0 else None,
-                    }
-                    for key, one in value.items()
-                ],
-            })  # fmt: skip
-        else:
-            rows.append({"name": _title(name), "value": _fact(name, value)})
-    return rows
+    return [
+        {"name": _title(name), "items": _bars(name, value)}
+        if isinstance(value, Mapping)
+        else {"name": _title(name), "value": _fact(name, value)}
+        for name, value in values.items()
+    ]
+
+
+def _bars(name: str, values: Mapping[str, Any]) -> list[Row]:
+    """One row per item; numbers get a bar, shares of one, counts of the largest."""
+    numbers = [one for one in values.values() if isinstance(one, int | float)]
+    if len(values) > BARS_SHOWN and len(numbers) == len(values):
+        text = f"{min(numbers):,} to {max(numbers):,}"
+        return [{"name": f"{len(values)} items", "value": text, "share": None}]
+    top = 1.0 if name.endswith("share") else max(numbers, default=0)
+    drawn = len(numbers) == len(values) and top > 0
+    return [
+        {
+            "name": key,
+            "value": _fact(name if name.endswith("share") else key, one),
+            "share": min(1.0, max(0.0, one / top)) if drawn else None,
+        }
+        for key, one in values.items()
+    ]
 
 
 def _fact(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if {"name", "datatype", "shape"} <= set(value):
+            return f"{value['name']} {value['datatype']} {value['shape']}"
+        return ", ".join(f"{key} {_fact(key, one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
         if len(value) == 2 and all(isinstance(one, int | float) for one in value):
             return f"{value[0]:.6g} to {value[1]:.6g}".replace("-", words.MINUS)
-        return Markup("<br>").join(value) if len(value) > 3 else ", ".join(
-            map(str, value)
-        )  # fmt: skip
+        if any(isinstance(one, Mapping) for one in value):
+            return Markup("<br>").join(_fact(name, one) for one in value)
+        return ", ".join(map(str, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: words.NONE}[value]
-    if name.endswith("_bytes") and isinstance(value, int | float):
+    if isinstance(value, int | float) and not math.isfinite(value):
+        return str(value)
+    if name.endswith("bytes") and isinstance(value, int | float):
         return words.size(value)
     if name.endswith("share") and isinstance(value, int | float):
         return words.percent(value)

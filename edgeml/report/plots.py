@@ -7,8 +7,9 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -72,7 +73,7 @@ class Scale:
 
     def ticks(self, wanted: int) -> list[float]:
         """Round values inside, about so many."""
-        if self.log and self.high / self.low > 2.5:
+        if self.log and self.high / self.low > 8:
             first = math.floor(math.log10(self.low))
             last = math.ceil(math.log10(self.high))
             marks = (1, 2, 5) if self.high / self.low < 200 else (1,)
@@ -98,18 +99,29 @@ def candidates_plot(
     x = _latency_scale(points, bounds, left, right)
     y, cut = _score_scale(points, bounds, bottom, top)
     parts = [_grid(x, y, score_text, wanted_x=max(3, width // 110))]
-    parts += _limits(x, y, bounds, score_text)
-    parts += [_front(points, x, y, bounds.better, cut)]
+    corners = _front(points, x, y, bounds.better, cut)
     scale = BUBBLE_MAX / math.sqrt(max(one.size_bytes for one in points) or 1)
     placed = [
         (one, x(one.latency_ms), y(_clip(one.score, y)), _radius(one, scale))
         for one in points
     ]
     placed.sort(key=lambda item: (item[0].status == "chosen", -item[3]))
+    labels: dict[int, str] = {}
+    taken = [_box(at_x, at_y, radius * 0.8) for _, at_x, at_y, radius in placed]
+    taken += [
+        (min(a[0], b[0]) - 2, min(a[1], b[1]) - 2, max(a[0], b[0]), max(a[1], b[1]))
+        for a, b in pairwise(corners)
+    ]
+    parts += _limits(x, y, bounds, score_text, taken)
+    parts.append(f'<polyline class="front" points="{_path(corners)}"/>')
     for one, at_x, at_y, radius in placed:
-        shown = score_text(one.score) if _beyond(one.score, cut, bounds.better) else ""
-        parts.append(_bubble(one, at_x, at_y, radius, shown))
-    parts.append(_labels(placed, cut, bounds, score_text, (left, top, right, bottom)))
+        beyond = _beyond(one.score, cut, bounds.better)
+        parts.append(_bubble(one, at_x, at_y, radius, beyond))
+        label = str(one.number)
+        if one.status == "chosen":
+            label += f" {one.name}"
+        labels[one.number] = f"{label}: {score_text(one.score)}" if beyond else label
+    parts.append(_labels(placed, labels, taken, (left, top, right, bottom)))
     title = f"{len(points)} candidates: score over latency"
     detail = "; ".join(
         f"{one.number} {one.name}, {one.status}: {score_text(one.score)} at "
@@ -205,7 +217,7 @@ def _radius(point: Point, scale: float) -> float:
 def _grid(x: Scale, y: Scale, text: Callable[[float], str], wanted_x: int) -> str:
     parts = [f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" '
              f'y2="{y.start}"/>']  # fmt: skip
-    ordered = Scale(*sorted((y.low, y.high)), 0, 1)
+    ordered = Scale(min(y.low, y.high), max(y.low, y.high), 0.0, 1.0)
     for tick in ordered.ticks(4):
         at = y(tick)
         parts.append(
@@ -228,40 +240,64 @@ def _grid(x: Scale, y: Scale, text: Callable[[float], str], wanted_x: int) -> st
 
 
 def _limits(
-    x: Scale, y: Scale, bounds: Bounds, text: Callable[[float], str]
+    x: Scale, y: Scale, bounds: Bounds, text: Callable[[float], str], taken: list[Box]
 ) -> list[str]:
-    parts = []
+    """The lines of float and budget with their names; these names join ``taken``."""
+    lines, notes, edge = [], [], x.end
     limit = bounds.max_latency_ms
-    edge = x.end
     if limit and x.low < limit < x.high:
         edge = x(limit)
-        parts.append(
-            f'<line class="limit" x1="{edge:.1f}" x2="{edge:.1f}" y1="{y.end}" '
-            f'y2="{y.start}"/><text class="note" x="{edge - 5:.1f}" '
-            f'y="{y.start - 6:.1f}" text-anchor="end">limit {limit:.3g} ms</text>'
-        )
+        lines.append(_line("limit", edge, y.end, edge, y.start))
+        name = f"limit {limit:.3g} ms"
+        notes.append(_note(name, (x.start, x.end), y.start, taken, edge))
     if bounds.worst_score is not None:
         floor = y(bounds.worst_score)
-        parts.insert(
+        lines.insert(
             0,
             f'<rect class="allowed" x="{x.start}" y="{y.end}" '
             f'width="{edge - x.start:.1f}" height="{floor - y.end:.1f}"/>',
         )
-        parts.append(
-            f'<line class="limit" x1="{x.start}" x2="{x.end}" y1="{floor:.1f}" '
-            f'y2="{floor:.1f}"/><text class="note" x="{x.start + 6}" '
-            f'y="{floor + 14:.1f}">limit {escape(text(bounds.worst_score))}</text>'
-        )
+        lines.append(_line("limit", x.start, floor, x.end, floor))
+        name = f"limit {text(bounds.worst_score)}"
+        notes.append(_note(name, (x.start, x.end), floor, taken))
     at = y(bounds.oracle)
-    parts.append(
-        f'<line class="oracle" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" '
-        f'y2="{at:.1f}"/><text class="note" x="{x.start + 6}" y="{at - 6:.1f}">'
-        f"float {escape(text(bounds.oracle))}</text>"
+    lines.append(_line("oracle", x.start, at, x.end, at))
+    notes.append(_note(f"float {text(bounds.oracle)}", (x.start, x.end), at, taken))
+    taken.append((x.start, at - 1, x.end, at + 1))
+    return lines + notes
+
+
+def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return (
+        f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" '
+        f'x2="{x2:.1f}" y2="{y2:.1f}"/>'
     )
-    return parts
 
 
-def _front(points: Sequence[Point], x: Scale, y: Scale, better: str, cut: float) -> str:
+def _note(
+    words: str,
+    span: tuple[float, float],
+    y: float,
+    taken: list[Box],
+    beside: float | None = None,
+) -> str:
+    """The name of a line, at the end of it or ``beside`` it where least is covered."""
+    width = len(words) * LETTER
+    ends = (span[0] + 6, span[1] - 6 - width)
+    if beside is not None:
+        ends = (beside - width - 5, beside + 5)
+    lefts = [left for left in ends if span[0] <= left <= span[1] - width] or [ends[0]]
+    uppers = (y - LINE - 5, y + 4) if beside is None else (y - LINE - 4,)
+    boxes = [(x, top, x + width, top + LINE) for top in uppers for x in lefts]
+    box = min(boxes, key=lambda one: sum(_overlap(one, other) for other in taken))
+    taken.append(box)
+    at = f'x="{box[0]:.1f}" y="{box[3] - 3:.1f}"'
+    return f'<text class="note" {at}>{escape(words)}</text>'
+
+
+def _front(
+    points: Sequence[Point], x: Scale, y: Scale, better: str, cut: float
+) -> list[tuple[float, float]]:
     """The line through candidates that no other beats in both speed and score."""
     sign = 1.0 if better == "higher" else -1.0
     corners: list[tuple[float, float]] = []
@@ -272,10 +308,14 @@ def _front(points: Sequence[Point], x: Scale, y: Scale, better: str, cut: float)
                 corners.append((x(one.latency_ms), corners[-1][1]))
             corners.append((x(one.latency_ms), y(one.score)))
             best = sign * one.score
-    return f'<polyline class="front" points="{_path(corners)}"/>'
+    return corners
 
 
-def _bubble(one: Point, x: float, y: float, radius: float, beyond: str) -> str:
+def _box(x: float, y: float, half: float) -> Box:
+    return (x - half, y - half, x + half, y + half)
+
+
+def _bubble(one: Point, x: float, y: float, radius: float, beyond: bool) -> str:
     kind = f'class="dot {escape(one.status)}"'
     if beyond:
         tip = f"M{x - 6:.1f} {y - 5:.1f}h12l-6 10z"
@@ -285,25 +325,16 @@ def _bubble(one: Point, x: float, y: float, radius: float, beyond: str) -> str:
 
 def _labels(
     placed: Sequence[tuple[Point, float, float, float]],
-    cut: float,
-    bounds: Bounds,
-    text: Callable[[float], str],
+    labels: Mapping[int, str],
+    taken: list[Box],
     frame: Box,
 ) -> str:
     """Numbers beside the bubbles, where they cover neither bubble nor each other."""
-    taken: list[Box] = [
-        (x - r * 0.8, y - r * 0.8, x + r * 0.8, y + r * 0.8) for _, x, y, r in placed
-    ]
     parts = []
     for one, x, y, radius in sorted(
         placed, key=lambda item: (item[0].status != "chosen", item[0].number)
     ):
-        label = str(one.number)
-        if one.status == "chosen":
-            label = f"{one.number} {one.name}"
-        if _beyond(one.score, cut, bounds.better):
-            label = f"{one.number}: {text(one.score)}"
-            radius = 6.0
+        label = labels[one.number]
         box = _free_place(x, y, radius, len(label) * LETTER, taken, frame)
         taken.append(box)
         near = abs((box[0] + box[2]) / 2 - x) + abs((box[1] + box[3]) / 2 - y)

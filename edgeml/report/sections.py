@@ -6,6 +6,7 @@ Nothing here is markup; the template escapes every string.
 from dataclasses import dataclass
 from typing import Any
 
+from ..choice import SAME_SPEED
 from ..outcome import BuildOutcome, Candidate, Evaluation, TargetOutcome
 from . import words
 from .document import chosen_candidate, metric_change
@@ -80,7 +81,7 @@ def tiles(one: View) -> list[Row]:
         rows.append({
             "name": "latency, median",
             "value": milliseconds(fast),
-            "change": words.compared(words.factor(slow, fast), "faster", "slower"),
+            "change": words.speed(slow, fast),
             "note": f"fp32 {milliseconds(slow)} · {_threads(subject.latency.threads)}",
         })  # fmt: skip
     ratio = words.factor(base.size_bytes if base else None, subject.size_bytes)
@@ -114,9 +115,9 @@ def certainty(one: View) -> str:
         )
     low, high = (change_of(metric, end) for end in (change.low, change.high))
     if not change.sure:
-        tail = "which includes no change at all"
+        tail = "so it may be none at all"
     else:
-        tail = "a certain gain" if change.low > 0 else "a certain loss"
+        tail = "so it is a gain" if change.low > 0 else "so it is a loss"
     return f"95 % interval of the change: {low} to {high}, {tail}; {change.method}."
 
 
@@ -296,9 +297,12 @@ def _candidate_row(one: View, number: int, candidate: Candidate) -> Row:
     before = oracle.metrics.get(metric)
     change = value - before if value is not None and before is not None else None
     ratio = words.factor(latency.float_p50_ms, latency.p50_ms) if latency else None
-    reason = candidate.reason
-    if candidate is one.subject and candidate.status == "chosen":
+    # The limits that were missed are listed one by one, so the reason is theirs.
+    reason = "" if candidate.misses else candidate.reason
+    if candidate.status == "chosen":
         reason = one.target.choice_reason
+    elif candidate.status == "fits" and not reason:
+        reason = _behind(one, candidate)
     return {
         "number": number,
         "name": candidate.name,
@@ -310,7 +314,7 @@ def _candidate_row(one: View, number: int, candidate: Candidate) -> Row:
         "flips": percent(evaluation.flip_rate) if evaluation else words.NONE,
         "p50": milliseconds(latency.p50_ms) if latency else words.NONE,
         "p99": milliseconds(latency.p99_ms) if latency else words.NONE,
-        "ratio": words.times(ratio),
+        "ratio": "" if candidate.precision == "fp32" else words.times(ratio),
         "size": size(candidate.size_bytes or None),
         "memory": size(candidate.peak_memory_bytes),
         "reason": reason,
@@ -320,11 +324,26 @@ def _candidate_row(one: View, number: int, candidate: Candidate) -> Row:
                 "name": words.LIMITS.get(miss.limit, miss.limit),
                 "measured": limit_value(miss.limit, miss.measured, metric),
                 "allowed": limit_value(miss.limit, miss.allowed, metric),
-                "guilty": miss.guilty,
             }
             for miss in candidate.misses
         ],
+        "guilty": list(dict.fromkeys(g for m in candidate.misses for g in m.guilty)),
     }
+
+
+def _behind(one: View, candidate: Candidate) -> str:
+    """Why a candidate that holds the budget was not chosen."""
+    chosen = chosen_candidate(one.target)
+    if chosen is None or not (chosen.latency and candidate.latency):
+        return ""
+    ratio = candidate.latency.p50_ms / chosen.latency.p50_ms
+    if ratio > SAME_SPEED:
+        return f"{words.times(ratio)} the latency of the choice"
+    behind = _drop(one, candidate) - _drop(one, chosen)
+    if behind > 0:
+        text = change_of(one.outcome.metric, -behind)
+        return f"about as fast as the choice, {text}"
+    return "about as fast and as good as the choice"
 
 
 def _measured(
@@ -370,7 +389,7 @@ def _change_text(one: View, evaluation: Evaluation) -> str:
     if change is None:
         return text
     half = (change.high - change.low) / 2
-    return f"{text} ± {half * 100:.1f}"
+    return f"{text} ± {half * 100:.{words.point_digits(half)}f}"
 
 
 def _effect(label: Any, before: Any, after: Any) -> str:

@@ -12,6 +12,8 @@ NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 PERCENT_METRICS = SHARES | {"top5", "top_k", "f1", "auc", "precision", "recall"}
 """Metrics from 0 to 1 that people read in percent."""
+SAME_SPEED = 0.03
+"""Medians this close, relatively, are called as fast."""
 LIMITS = {
     "max_accuracy_drop": "Loss of accuracy",
     "max_slice_drop": "Loss on the worst slice",
@@ -42,11 +44,11 @@ def milliseconds(value: float | None) -> str:
     return f"{value * 1000:.3g} µs" if value < 0.1 else f"{_digits(value, 3)} ms"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share in percent: ``91.3 %``."""
+def percent(share: float | None) -> str:
+    """A share in percent: ``91.3 %``; small ones with two digits: ``0.02 %``."""
     if share is None or not math.isfinite(share):
         return NONE
-    return f"{share * 100:.{digits}f} %"
+    return f"{share * 100:.{2 if 0 < abs(share) < 0.001 else 1}f} %"
 
 
 def value_of(metric: str, value: float | None) -> str:
@@ -57,12 +59,17 @@ def value_of(metric: str, value: float | None) -> str:
 
 
 def change_of(metric: str, change: float | None) -> str:
-    """A metric's change: ``−0.2 points``."""
+    """A metric's change: ``−1.2 points``, ``−0.23 points``."""
     if change is None or not math.isfinite(change):
         return NONE
     if metric in PERCENT_METRICS:
-        return f"{signed(change * 100, 1)} points"
+        return f"{signed(change * 100, point_digits(change))} points"
     return signed(change, 4)
+
+
+def point_digits(change: float) -> int:
+    """Decimals that a change in points is shown with: two below a point."""
+    return 1 if abs(change) >= 0.01 or change == 0 else 2
 
 
 def signed(value: float, digits: int) -> str:
@@ -83,13 +90,26 @@ def times(ratio: float | None) -> str:
     return NONE if ratio is None else f"{ratio:.2f}{TIMES}"
 
 
-def compared(ratio: float | None, better: str, worse: str) -> str:
+def compared(
+    ratio: float | None,
+    better: str,
+    worse: str,
+    *,
+    same: str = "the same",
+    slack: float = 0.005,
+) -> str:
     """A factor in words: ``2.21× faster``, ``1.41× slower``, ``the same``."""
     if ratio is None:
         return NONE
-    if 0.995 < ratio < 1.005:
-        return "the same"
+    if 1 - slack < ratio < 1 + slack:
+        return same
     return f"{times(ratio)} {better}" if ratio > 1 else f"{times(1 / ratio)} {worse}"
+
+
+def speed(before_ms: float, after_ms: float) -> str:
+    """How much faster, where differences within the machine's noise are none."""
+    ratio = factor(before_ms, after_ms)
+    return compared(ratio, "faster", "slower", same="as fast", slack=SAME_SPEED)
 
 
 def limit_value(limit: str, value: float | None, metric: str) -> str:
@@ -103,7 +123,8 @@ def limit_value(limit: str, value: float | None, metric: str) -> str:
     if limit in {"max_flip_rate", "max_fallback_share"}:
         return percent(value)
     if metric in PERCENT_METRICS:
-        return f"{value * 100:.1f} points".replace("-", MINUS)
+        text = f"{value * 100:.{point_digits(value)}f} points"
+        return text.replace("-", MINUS)
     return _digits(value, 4).replace("-", MINUS)
 
 
@@ -155,7 +176,7 @@ def _shipped(outcome: BuildOutcome, target: TargetOutcome) -> str:
     parts.append(f"{size(before_bytes)} → {size(chosen.size_bytes)}")
     if chosen.latency:
         fast, slow = chosen.latency.p50_ms, chosen.latency.float_p50_ms
-        ratio = compared(factor(slow, fast), "faster", "slower")
+        ratio = speed(slow, fast)
         parts.append(f"{milliseconds(fast)} ({ratio})")
     parts.append(str(target.bundle_file))
     return " · ".join(parts)

@@ -16,13 +16,16 @@ SIZES = {
     "fsdd": {"train": 2700, "validation": 300},
     "mlperf_tiny_kws": {"calibration": 100, "validation": 400},
     "occupancy": {"calibration": 8143, "validation": 12411},
+    "ultraface": {"calibration": 80, "validation": 160},
     "silero_vad": {"calibration": 1250, "validation": 625},
 }
-FOLDERS = {"digits": None}
+FOLDERS = {"digits": None, "ultraface": None}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_splits_have_their_size_and_are_disjoint(name: str) -> None:
+    if name == "ultraface":
+        pytest.importorskip("skimage")
     folder = FOLDERS.get(name, name)
     if folder and not (DATA / folder).is_dir():
         pytest.skip(f"../shared/data/{folder} is absent")
@@ -72,3 +75,35 @@ def test_speech_states_are_those_of_a_running_model() -> None:
     assert all(state.any() for state in states[1:])
     first, second = data[0].value["input"], data[1].value["input"]
     np.testing.assert_array_equal(first[:, -64:], second[:, :64])
+
+
+def test_mnist_is_read_by_its_keys() -> None:
+    if not (DATA / "mnist").is_dir():
+        pytest.skip("../shared/data/mnist is absent")
+    for split in ("train", "validation"):
+        data = load(DataSource(f"set:mnist/{split}", limit=50), Path())
+        assert len(data) == 50 and data[0].value.shape == (28, 28)
+        assert set(data.labels or []) <= set(range(10))
+
+
+def test_scenes_show_faces_and_repeat() -> None:
+    pytest.importorskip("skimage")
+    if not (DATA / "ultraface").is_dir():
+        pytest.skip("../shared/data/ultraface is absent")
+    import onnxruntime
+
+    scenes = load(DataSource("set:ultraface/calibration", limit=24), Path())
+    again = load(DataSource("set:ultraface/calibration", limit=24), Path())
+    assert scenes.digest == again.digest
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(DATA / "ultraface" / "version-RFB-320.onnx"), options
+    )
+    seen = 0
+    for scene in scenes:
+        assert scene.value.shape == (240, 320, 3) and scene.value.dtype == np.uint8
+        image = (scene.value.astype(np.float32) - 127) / 128
+        scores, _ = session.run(None, {"input": image.transpose(2, 0, 1)[None]})
+        seen += bool(scores[0, :, 1].max() > 0.5)
+    assert seen >= 20

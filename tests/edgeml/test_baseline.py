@@ -76,6 +76,22 @@ def test_equal_data_gives_equal_bytes_and_a_bounded_sample() -> None:
     assert {len(one.sample) for one in parse_baseline(first).signals} == {SAMPLE_MAX}
 
 
+def test_a_wide_table_keeps_the_file_small() -> None:
+    generator = np.random.default_rng(3)
+    feeds = [{"t": generator.normal(size=(1, 60))} for _ in range(2000)]
+    raw = canonical_json(baseline(feeds, {"p": generator.random((2000, 1, 2))}, None))
+    assert len(raw) < 1_000_000
+
+
+def test_the_best_box_of_a_detector_is_a_signal() -> None:
+    scores = np.random.default_rng(4).random((20, 1, 50, 2))
+    feeds = [{"x": np.ones((1, 3, 8, 8), np.float32)}] * 20
+    found = parse_baseline(canonical_json(baseline(feeds, {"scores": scores}, None)))
+    by_name = {signal.name: signal for signal in found.signals}
+    highest = by_name["output/max[1]"].sample
+    np.testing.assert_allclose(highest, scores[..., 1].max(axis=(1, 2)), rtol=1e-8)
+
+
 def test_numbers_have_nine_digits() -> None:
     def numbers(value: object) -> list[float]:
         if isinstance(value, dict):
@@ -101,6 +117,16 @@ def test_bins_hold_equally_many_of_a_smooth_signal() -> None:
     values = np.random.default_rng(1).normal(size=31_000)
     counts = np.bincount(np.searchsorted(bin_edges(values), values, side="right"))
     assert counts.min() > 950 and counts.max() < 1050
+
+
+def test_a_shared_value_keeps_its_bin_when_another_machine_rounds_it() -> None:
+    values = np.repeat([0.1, 1 / 3, 0.7], 40).astype(np.float32).astype(np.float64)
+    edges = bin_edges(values)
+    exact = np.searchsorted(edges, values, side="right")
+    for jitter in (1 - 1e-7, 1 + 1e-7):
+        near = np.searchsorted(edges, values * jitter, side="right")
+        np.testing.assert_array_equal(near, exact)
+    assert set(exact) == {1, 2, 3}  # and room to fall below or rise above
 
 
 def test_a_constant_signal_shows_a_change_to_either_side() -> None:

@@ -44,6 +44,18 @@ def test_lacks() -> None:
     assert machine.lacks([], set()) == ()
 
 
+def test_what_cpuid_denies_is_not_a_feature() -> None:
+    from numpy._core._multiarray_umath import __cpu_features__ as by_cpuid
+
+    assert not machine.features() & machine.absent()
+    if machine.arch() != "x86_64":
+        assert not machine.absent()
+        return
+    names = {"avx2": "AVX2", "fma": "FMA3", "f16c": "F16C"}
+    for feature, name in names.items():
+        assert (feature in machine.absent()) == (not by_cpuid[name]), feature
+
+
 def test_this_machine() -> None:
     assert machine.name().startswith(machine.arch())
     assert machine.memory_bytes("VmHWM") >= machine.memory_bytes("VmRSS") * 0.9 > 0

@@ -106,6 +106,63 @@ def test_every_restriction_of_the_recipe_reaches_the_specs(backend, vnni):
         assert spec.parameters["per_channel"] is False
 
 
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"methods": ("entropy",), "quantizers": ("nncf",)}, "minmax, percentile"),
+        ({"methods": ("percentile",), "quantizers": ("inc",)}, "minmax, entropy"),
+        ({"precisions": ("fp8",)}, "has fp32, fp16, int8"),
+        ({"precisions": ("int8-dynamic",), "quantizers": ("nncf",)}, "made with ort"),
+        ({"precisions": ("int8",), "quantizers": ("ort",)}, "none of Conv"),
+    ],
+    ids=str,
+)
+def test_what_no_tool_does_is_a_candidate_that_fails_with_the_reason(
+    backend, vnni, options, word
+):
+    model = network()
+    if "none of" in word:
+        model.payload.graph.node[0].op_type = "Foreign"
+    specs = backend.specs(model, vnni, QuantizeOptions(**options))
+    refused = [spec for spec in specs if spec.refused]
+    assert refused
+    with pytest.raises(BackendError, match=word):
+        backend.lower(model, vnni, refused[0], SAMPLES)
+
+
+def test_every_option_reaches_nncf_too(backend, vnni):
+    def made(**options):
+        given = QuantizeOptions(quantizers=("nncf",), **options)
+        specs = backend.specs(network(), vnni, given)
+        (spec,) = (s for s in specs if s.name.startswith("int8 nncf no bias"))
+        return backend.lower(network(), vnni, spec, SAMPLES).digest
+
+    digests = [
+        made(),
+        made(methods=("minmax",)),
+        made(methods=("percentile",), percentile=90.0),
+        made(methods=("percentile",), percentile=70.0),
+        made(per_channel=False),
+        made(keep=("conv",)),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_neural_compressor_needs_a_torch_model(backend, vnni):
+    options = QuantizeOptions(quantizers=("inc",))
+    specs = backend.specs(network(), vnni, options)
+    assert names(specs) == ["fp32", "fp16", "int8 inc minmax", "int8 inc kl"]
+    with pytest.raises(BackendError, match="this one came as ONNX"):
+        backend.lower(network(), vnni, specs[-1], SAMPLES)
+
+
+def test_neural_compressor_knows_no_nodes(backend, vnni):
+    spec = Spec("q", "int8", "inc", {}, keep=("conv",))
+    model = replace(network(), origin=network)
+    with pytest.raises(BackendError, match="knows no graph nodes to keep"):
+        backend.lower(model, vnni, spec, SAMPLES)
+
+
 def test_a_target_without_int8_gets_none(backend, vnni):
     only = replace(vnni, precisions=("fp32",))
     assert names(backend.specs(network(), only, QuantizeOptions())) == ["fp32"]

@@ -245,6 +245,10 @@ def test_a_target_that_saturates_gets_safe_weights(openvino, model):
         ours = [spec for spec in specs if spec.quantizer and spec.parameters]
         assert ours
         assert all(spec.parameters["overflow_safe"] is safe for spec in ours)
+        assert {spec.name: spec.ships for spec in specs} == {
+            spec.name: safe is False or spec.name != "int8 nncf default"
+            for spec in specs
+        }
 
 
 def test_options_choose_the_candidates(openvino, model):
@@ -254,11 +258,70 @@ def test_options_choose_the_candidates(openvino, model):
 
     assert names(precisions=("fp16",)) == ["fp32", "fp16"]
     assert "fp16" not in names(precisions=("int8",))
-    assert "int8 nncf plain percentile" in names(methods=("entropy", "percentile"))
-    with pytest.raises(BackendError, match="has minmax and percentile"):
-        names(methods=("entropy",))
-    with pytest.raises(BackendError, match="made with nncf alone"):
-        names(quantizers=("ort",))
+    assert "int8 nncf default" in names()
+    assert "int8 nncf default" not in names(per_channel=False)
+    assert "int8 nncf plain percentile" in names(percentile=99.0)
+    assert names(quantizers=("inc",)) == [
+        "fp32", "fp16", "int8 inc minmax", "int8 inc kl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"methods": ("entropy",)}, "entropy is a method of inc of nncf, inc"),
+        ({"methods": ("entropy", "minmax")}, "entropy is a method of inc"),
+        ({"methods": ("entropy",), "quantizers": ("nncf",)}, "minmax, percentile"),
+        ({"methods": ("percentile",), "quantizers": ("inc",)}, "minmax, entropy"),
+        ({"quantizers": ("ort",)}, "quantized for with nncf, inc"),
+        ({"precisions": ("int8-dynamic",)}, "has fp32, fp16, int8, mixed"),
+    ],
+    ids=str,
+)
+def test_what_no_tool_does_is_a_candidate_that_fails_with_the_reason(
+    openvino, model, samples, options, word
+):
+    specs = openvino.specs(model, TARGET, QuantizeOptions(**options))
+    refused = [spec for spec in specs if spec.refused]
+    assert refused
+    with pytest.raises(BackendError, match=word):
+        openvino.lower(model, TARGET, refused[0], samples)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"methods": ("minmax",)},
+        {"methods": ("percentile",), "percentile": 90.0},
+        {"methods": ("percentile",), "percentile": 70.0},
+        {"per_channel": False},
+        {"keep": ("d",)},
+    ],
+    ids=str,
+)
+def test_every_option_changes_what_is_made(openvino, model, samples, options):
+    def plain(given):
+        specs = openvino.specs(model, TARGET, given)
+        (spec,) = (one for one in specs if one.name.startswith("int8 nncf plain"))
+        return openvino.lower(model, TARGET, spec, samples).digest
+
+    made = plain(QuantizeOptions(**options))
+    assert made != plain(QuantizeOptions())
+    if options.get("percentile") == 90.0:
+        assert made != plain(QuantizeOptions(methods=("percentile",), percentile=80.0))
+
+
+def test_every_offered_candidate_can_be_made(openvino, model, samples):
+    options = QuantizeOptions(methods=("minmax", "percentile"), per_channel=False)
+    for spec in openvino.specs(model, TARGET, options):
+        assert openvino.lower(model, TARGET, spec, samples).size_bytes
+
+
+def test_neural_compressor_needs_a_torch_model(openvino, model, samples):
+    options = QuantizeOptions(quantizers=("inc",))
+    spec = openvino.specs(model, TARGET, options)[-1]
+    with pytest.raises(BackendError, match="this one came as ONNX"):
+        openvino.lower(model, TARGET, spec, samples)
 
 
 def test_attention_brings_the_transformer_preset(openvino):
@@ -308,7 +371,7 @@ def test_a_gpu_that_is_not_here_is_a_refusal(openvino, model):
 
 
 def test_another_quantizer_is_an_error(openvino, model, samples):
-    with pytest.raises(BackendError, match="quantizes with nncf, not ort"):
+    with pytest.raises(BackendError, match="quantizes with nncf, inc, not ort"):
         openvino.lower(model, TARGET, replace(INT8, quantizer="ort"), samples)
 
 

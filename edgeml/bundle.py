@@ -10,9 +10,15 @@ The rules it keeps:
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from device_agent.contract import tar
-from device_agent.contract.bundle import MANIFEST, BundleLimits, read_bundle
+from device_agent.contract.bundle import (
+    MANIFEST,
+    Bundle,
+    BundleLimits,
+    read_bundle,
+)
 from device_agent.contract.errors import BundleError
 from device_agent.contract.manifest import Manifest, Member, Role
 
@@ -51,6 +57,20 @@ def pack(
     except (BundleError, ValueError) as error:
         raise InputError(f"the bundle cannot be packed: {error}") from error
     return packed
+
+
+def opened(path: Path) -> Bundle:
+    """A verified bundle; a refusal names the file.
+
+    Raises:
+        InputError: it is not what it says.
+    """
+    try:
+        return read_bundle(path)
+    except BundleError as error:
+        text = str(error)
+        named = text if path.name in text else f"{path.name}: {text}"
+        raise InputError(named) from error
 
 
 def _entry(path: str, data: bytes) -> bytes:

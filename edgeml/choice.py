@@ -24,6 +24,8 @@ SLOWER = 1.02
 OUTCLASSED = 0.001
 """A tenth of a point for metrics from 0 to 1; relative for unbounded ones."""
 SAME_SIZE = 1.02
+DEFAULT_DROP = 0.01
+"""One point for metrics from 0 to 1; for errors this share of the float value."""
 FLOATS = frozenset({"fp32", "fp16"})
 
 
@@ -32,6 +34,17 @@ def score(candidate: Candidate, metric: MetricOptions) -> float:
     evaluation = candidate.evaluation
     assert evaluation is not None, "only evaluated candidates are scored"
     return _signed(evaluation.metrics[metric.name], metric)
+
+
+def allowed_drop(oracle: Evaluation, budget: Budget, metric: MetricOptions) -> float:
+    """The most that the metric may get worse; a recipe that says nothing has a limit.
+
+    Without one the fastest candidate would ship, however wrong it is.
+    """
+    if budget.max_accuracy_drop is not None:
+        return budget.max_accuracy_drop
+    value = abs(oracle.metrics[metric.name])
+    return DEFAULT_DROP * (value if metric.better == "lower" else 1.0)
 
 
 def gate(
@@ -49,7 +62,7 @@ def gate(
     memory, coverage = candidate.peak_memory_bytes, candidate.coverage
     p50 = candidate.latency.p50_ms if candidate.latency else None
     measured: list[tuple[str, float | None, float | None, tuple[str, ...]]] = [
-        ("max_accuracy_drop", budget.max_accuracy_drop, drop, layers),
+        ("max_accuracy_drop", allowed_drop(oracle, budget, metric), drop, layers),
         ("max_slice_drop", budget.max_slice_drop, slice_drop, worst),
         ("max_flip_rate", budget.max_flip_rate, evaluation.flip_rate, layers),
         ("max_latency_ms", budget.max_latency_ms, p50, ()),

@@ -168,7 +168,7 @@ def build(
         return GATE if any(one.candidates for one in outcome.targets) else REFUSED
     if check:
         return max(
-            _check(work.folder / one.bundle_file, as_json=as_json, quiet=quiet)
+            _check(work.folder / one.bundle_file, as_json=False, quiet=quiet or as_json)
             for one in outcome.targets
             if one.bundle_file
         )
@@ -260,13 +260,14 @@ def unpack(
     quiet: Quiet = False,
 ) -> None:
     """Write a bundle's verified members into a folder."""
-    from device_agent.contract.bundle import read_bundle
     from device_agent.contract.bundle import unpack as write
 
-    opened = read_bundle(bundle)
-    write(opened, folder)
+    from .bundle import opened
+
+    verified = opened(bundle)
+    write(verified, folder)
     if not quiet:
-        typer.echo(f"{len(opened.manifest.members) + 1} files in {folder}")
+        typer.echo(f"{len(verified.manifest.members) + 1} files in {folder}")
 
 
 @app.command()

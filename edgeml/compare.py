@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from device_agent.contract import machine
-from device_agent.contract.bundle import SUFFIX, Bundle, read_bundle, unpack
+from device_agent.contract.bundle import SUFFIX, Bundle, unpack
 from device_agent.contract.errors import ArtifactError, BundleError, MachineError
 from device_agent.contract.golden import argmax_flips, read_golden
 from device_agent.contract.manifest import Manifest, Score
@@ -28,6 +28,7 @@ from device_agent.contract.tensors import Feeds, TensorSpec
 from device_agent.runtimes import runtime as runtime_named
 from device_agent.runtimes.probe import ProbeRequest, ProbeResult, probe
 
+from .bundle import opened
 from .errors import InputError, MachineLacks
 from .tflite import read_tflite
 
@@ -81,11 +82,11 @@ def inspect(path: Path) -> Facts:
 
     Raises:
         InputError: the file is none of these, or not readable.
-        BundleError: it is a bundle that is not what it says.
+        InputError: it is a bundle that is not what it says.
     """
     suffix = path.suffix.lower()
     if suffix == SUFFIX:
-        return _bundle_facts(path, read_bundle(path))
+        return _bundle_facts(path, opened(path))
     raw = _read(path)
     head: Facts = {"file": path.name, "size_bytes": len(raw)}
     if suffix == ".onnx":
@@ -106,7 +107,7 @@ def bench(path: Path, *, seconds: float = 2.0, threads: int | None = None) -> Fa
     Raises:
         InputError: the file is refused by the reader or by its runtime.
         MachineLacks: the runtime is not here.
-        BundleError: it is a bundle that is not what it says.
+        InputError: it is a bundle that is not what it says.
     """
     suffix = path.suffix.lower()
     options = {} if threads is None else {"threads": threads}
@@ -127,7 +128,7 @@ def bench(path: Path, *, seconds: float = 2.0, threads: int | None = None) -> Fa
             )
         )
         return {"file": path.name, "runtime": "onnxruntime", **_timed(result, options)}
-    bundle = read_bundle(path)
+    bundle = opened(path)
     spec = bundle.manifest.runtime
     own = {**spec.options, **options}
     result = _run(bundle, _golden_inputs(bundle), own, seconds)
@@ -138,10 +139,10 @@ def diff(before: Path, after: Path, thresholds: Thresholds | None = None) -> Dif
     """How ``after`` differs from ``before``, and whether it is worse than allowed.
 
     Raises:
-        BundleError: one of them is not what it says.
+        InputError: one of them is not what it says.
     """
     limits = thresholds or Thresholds()
-    old, new = read_bundle(before), read_bundle(after)
+    old, new = opened(before), opened(after)
     report = DiffReport(
         before=f"{before.name} {old.sha256[:12]}",
         after=f"{after.name} {new.sha256[:12]}",

@@ -70,9 +70,9 @@ class Preparer:
                     raise StepError("bytes, but preprocess steps make another input")
                 feeds[name] = batched(raw, self._inputs[name])
             except StepError as error:
-                raise InputError(
-                    f"sample {sample.id}, input {name!r}: {error}"
-                ) from error
+                about = f"input {name!r}: "  # which the error may say itself
+                text = about + str(error).removeprefix(about)
+                raise InputError(f"sample {sample.id}, {text}") from error
         return feeds
 
     def split(self, dataset: Dataset, indices: Iterable[int] | None = None) -> Prepared:

@@ -59,7 +59,7 @@ def bundle_of(ship: Shipment, bench: Workbench) -> bytes:
     session = bench.open(ship.artifact)
     try:
         inputs, outputs = session.inputs, session.outputs
-        _, answers = evaluate_split(ship.subject, session, None)
+        _, answers = evaluate_split(ship.subject, session, None, bench.progress)
         golden = _golden(ship, bench.target, session)
     finally:
         session.close()

@@ -36,6 +36,7 @@ from .cache import (
     tool_versions,
     write_atomic,
 )
+from .choice import allowed_drop
 from .data import Splits, load_splits
 from .errors import BackendError, MachineLacks
 from .feeds import Prepared, Preparer
@@ -138,12 +139,11 @@ class Build:
             oracle=reference.evaluation,
             export_error=imported.export_error,
             calibration=calibration,
-            budget=TypeAdapter(type(self.recipe.budget)).dump_python(
-                self.recipe.budget
-            ),
+            budget=self._limits(reference),
             tools=tool_versions(),
             machine=machine_facts(),
             labels=self.recipe.labels,
+            reproduce=self._commands(),
         )
         outcomes = [
             self._target(target, subject, reference, blank) for target in self._targets
@@ -152,6 +152,23 @@ class Build:
         write_atomic(self.folder / "report.json", report_json(outcome))
         write_atomic(self.folder / "report.html", report_html(outcome))
         return outcome
+
+    def _limits(self, reference: Reference) -> dict[str, Any]:
+        """The budget as it is applied, the default for accuracy included."""
+        recipe = self.recipe
+        drop = allowed_drop(reference.evaluation, recipe.budget, recipe.metric)
+        limits = replace(recipe.budget, max_accuracy_drop=drop)
+        return dict(vars(limits))
+
+    def _commands(self) -> tuple[str, ...]:
+        """What makes this build again."""
+        command = f"edgeml build {self._path.name}"
+        names = [target.name for target in self._targets]
+        if names != list(self.recipe.targets):
+            command += "".join(f" --target {name}" for name in names)
+        if self._trust:
+            command += " --trust-model-code"
+        return (command,)
 
     def _subject(
         self, imported: Imported, splits: Splits
@@ -235,7 +252,7 @@ class Build:
         target = load_target("reference")
         session = runtime(target.runtime).load(entry, target.runtime_options)
         try:
-            evaluation, outputs = evaluate_split(subject, session, None)
+            evaluation, outputs = evaluate_split(subject, session, None, self._progress)
             proxies = [
                 session.predict(feed)
                 for feed in subject.calibration.feeds[:PROXY_SAMPLES]

@@ -16,6 +16,9 @@ class Progress(Protocol):
     def stage(self, text: str) -> None:
         """Something has begun."""
 
+    def step(self, done: int, total: int) -> None:
+        """So much of what has begun is done."""
+
     def result(self, text: str) -> None:
         """Something was found out; stays on the screen."""
 
@@ -24,6 +27,9 @@ class Silent:
     """Says nothing (``--quiet``, tests)."""
 
     def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def step(self, done: int, total: int) -> None:
         """Say nothing."""
 
     def result(self, text: str) -> None:
@@ -36,6 +42,9 @@ class Plain:
     def stage(self, text: str) -> None:
         """Print what has begun."""
         print(f"… {text}", file=sys.stderr, flush=True)
+
+    def step(self, done: int, total: int) -> None:
+        """A log has no use for every step."""
 
     def result(self, text: str) -> None:
         """Print what was found out."""
@@ -57,19 +66,23 @@ def shown(quiet: bool) -> Iterator[Progress]:
 @contextmanager
 def _live() -> Iterator[Progress]:
     from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    with Bar(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-        console=console, transient=True,
-    ) as bar:  # fmt: skip
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
         class Live:
             def stage(self, text: str) -> None:
-                bar.reset(task, description=text)
+                bar.reset(task, description=text, total=None)
+
+            def step(self, done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
 
             def result(self, text: str) -> None:
                 console.print(f"  {text}", highlight=False, markup=False)

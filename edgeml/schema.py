@@ -202,7 +202,7 @@ def _read_pass(value: Any, place: Place) -> Any:
     if value in LATER_PASSES:
         place.wrong(f"the pass {value!r} is not in this version of edgeml; remove it")
         return value
-    return word((*PASSES, *LATER_PASSES)).read(value, place)
+    return word(PASSES).read(value, place)
 
 
 def _read_target(value: Any, place: Place) -> Any:
@@ -301,7 +301,8 @@ METRIC = Table((
 BUDGET = Table((
     Key("max_accuracy_drop", _LIMIT,
         "Most that the metric may get worse than the float model's, in the metric's "
-        "own unit (0.01 = one point of top-1)."),
+        "own unit (0.01 = one point of top-1). Not set: 0.01, for error metrics 1 % of "
+        "the float model's value."),
     Key("max_slice_drop", _LIMIT, "The same for the worst slice."),
     Key("max_flip_rate", _SHARE,
         "Largest share of samples with another answer than the float model's."),

@@ -145,8 +145,10 @@ def _why(text: str) -> str:
         )
     if "allocate" in text or "alloc" in text:
         raise MemoryError(text)
-    first = text.replace("Weights only load failed.", "").strip().splitlines()
-    return f"it is no file of pickled weights: {one_line(first[0] if first else '')}"
+    # the rest of torch's text advises to load it without looking
+    inner = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
+    more = f": {one_line(inner.group(1))}" if inner else ""
+    return f"it is no file of pickled weights, or damaged{more}"
 
 
 def _unwrapped(torch: Any, loaded: Any) -> tuple[Mapping[str, Any], list[str]]:

@@ -185,7 +185,9 @@ class Workbench:
     def _evaluate(self, artifact: Artifact, reference: Reference) -> Evaluation:
         session = self.open(artifact)
         try:
-            return evaluate_split(self.subject, session, reference.outputs)[0]
+            return evaluate_split(
+                self.subject, session, reference.outputs, self.progress
+            )[0]
         except (DeviceError, InputError) as error:
             # The float model passed on these samples, so the artifact is to blame.
             raise BackendError(str(error)) from error
@@ -270,7 +272,10 @@ class Workbench:
 
 
 def evaluate_split(
-    subject: Subject, session: Session, reference: Mapping[str, Array] | None
+    subject: Subject,
+    session: Session,
+    reference: Mapping[str, Array] | None,
+    progress: Progress,
 ) -> tuple[Evaluation, dict[str, Array]]:
     """A session on the subject's validation samples."""
     split = subject.validation
@@ -278,6 +283,7 @@ def evaluate_split(
         session, split.feeds, split.labels, split.slices, subject.metric,
         reference=dict(reference) if reference is not None else None,
         ids=split.ids, samples_digest=split.digest, folder=subject.folder,
+        progress=progress.step,
     )  # fmt: skip
 
 

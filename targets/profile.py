@@ -104,7 +104,7 @@ def load_target(name: str, folder: Path | None = None) -> Target:
         near = get_close_matches(name, names, 1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
         raise ProfileError(
-            f"no target {name!r}{guess} Known: {', '.join(names)}; "
+            f"no target {name!r}{guess}; known: {', '.join(names)}; "
             "or a path to a profile of your own (*.toml)"
         )
     return load_file(_OURS / f"{name}.toml")

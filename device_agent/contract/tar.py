@@ -86,6 +86,10 @@ def parse(block: bytes) -> tuple[str, int]:
     Raises:
         BundleError: anything but a header that :func:`header` writes.
     """
+    if block[257:262] != b"ustar":
+        raise BundleError(
+            "no member begins where one should: the file is damaged, or no bundle"
+        )
     path = _text(block[345:500]) + ("/" if block[345] else "") + _text(block[:100])
     kind = block[156:157]
     if kind != b"0":

@@ -149,7 +149,10 @@ class QuantizeOptions:
 
 
 def unmet(
-    options: QuantizeOptions, target: Target, tools: Mapping[str, Sequence[str]]
+    options: QuantizeOptions,
+    target: Target,
+    tools: Mapping[str, Sequence[str]],
+    unasked: Sequence[str],
 ) -> list[Spec]:
     """What the recipe asks for by name and no tool of a backend does, as refusals.
 
@@ -157,6 +160,7 @@ def unmet(
         options: the recipe's ``[quantize]`` table.
         target: has the precisions.
         tools: all quantizers of the backend, with the calibration methods of each.
+        unasked: those that it takes when the recipe names none.
     """
     backend = f"{target.name} ({target.runtime})"
     found = [
@@ -165,7 +169,7 @@ def unmet(
         if one not in target.precisions
     ]
     known = ", ".join(tools)
-    named = [one for one in options.quantizers if one in tools]
+    used = options.quantizers or unasked
     for one in options.quantizers:
         if one not in tools:
             why = f"{backend} is quantized for with {known}"
@@ -176,7 +180,7 @@ def unmet(
         found.append(Spec(f"int8 {one}", "int8", one, refused=why))
     for method in options.methods:
         able = [one for one in tools if method in tools[one]]
-        if not set(able) & set(named or tools):
+        if not set(able) & set(used):
             why = f"{method} is a method of {', '.join(able) or 'none'} of {known}"
             found.append(Spec(f"int8 {method}", "int8", refused=why))
     return found

@@ -44,6 +44,8 @@ WHEELS = frozenset({"x86_64", "aarch64"})
 """Architectures that onnxruntime has wheels for."""
 TOOLS = {"ort": ort.METHODS, "nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
 """Quantizers, and the calibration methods of each."""
+UNASKED = ("ort", "nncf")
+"""Those of a recipe that names none; Neural Compressor takes long to import."""
 CORE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FRAGILE = frozenset(
     {"Div", "Exp", "Log", "LogSoftmax", "LayerNormalization", "Pow", "Reciprocal",
@@ -89,10 +91,10 @@ class OnnxRuntimeBackend(Backend):
     ) -> list[Spec]:
         """The candidates, as the head of this module lists them."""
         wanted = set(options.precisions or target.precisions) & set(target.precisions)
-        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS)]
+        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS, UNASKED)]
         if "fp16" in wanted:
             specs.append(Spec("fp16", "fp16", keep=options.keep))
-        tools = options.quantizers or ("ort", "nncf")
+        tools = options.quantizers or UNASKED
         named = "int8-dynamic" in options.precisions
         if "int8-dynamic" in wanted and (named or self._has_matrices(model)):
             specs += _dynamic_specs(options, "ort" in tools, named)

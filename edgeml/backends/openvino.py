@@ -32,6 +32,8 @@ from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec, unmet
 
 TOOLS = {"nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
 """Quantizers, and the calibration methods of each."""
+UNASKED = ("nncf",)
+"""Those of a recipe that names none; Neural Compressor takes long to import."""
 CEILING_DB = 60.0
 """Above this a signal counts as exact: 8 bits cannot do better than about 50."""
 MOVING = frozenset(
@@ -71,11 +73,11 @@ class OpenVinoBackend(Backend):
         self, model: Model, target: Target, options: QuantizeOptions
     ) -> list[Spec]:
         """Float candidates and NNCF's, its defaults among them."""
-        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS)]
+        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS, UNASKED)]
         if _wanted("fp16", target, options):
             specs.append(Spec("fp16", "fp16"))
         if _wanted("int8", target, options):
-            tools = options.quantizers or ("nncf",)
+            tools = options.quantizers or UNASKED
             specs += _nncf_specs(model, target, options) if "nncf" in tools else []
             specs += _inc_specs(target, options) if "inc" in tools else []
         return specs

@@ -99,6 +99,11 @@ def read_report(raw: bytes) -> dict[str, Any]:
     return value
 
 
+def member_path(entry: str) -> str:
+    """Where a bundle holds the artifact's entry file."""
+    return f"artifact/{entry}"
+
+
 def chosen_candidate(target: TargetOutcome) -> Candidate | None:
     """The candidate that ships for a target."""
     return next((c for c in target.candidates if c.name == target.chosen), None)
@@ -153,7 +158,7 @@ def _target(outcome: BuildOutcome, target: TargetOutcome) -> dict[str, Any]:
         "artifact": chosen
         and target.artifact_entry
         and {
-            "file": target.artifact_entry,
+            "file": member_path(target.artifact_entry),
             "sha256": chosen.artifact_sha256,
             "precision": chosen.precision,
         },

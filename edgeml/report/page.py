@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ..outcome import BuildOutcome
 from . import sections, words
+from .document import member_path
 from .plots import Bounds, Curve, Point, candidates_plot, latency_plot
 from .sections import Row, View
 
@@ -41,6 +42,9 @@ def _values(outcome: BuildOutcome) -> Row:
         _target(sections.view(outcome, one), f"t{number}")
         for number, one in enumerate(outcome.targets)
     ]
+    calibration = dict(outcome.calibration)
+    covered = calibration.pop("coverage", None) or {}
+    plain = {k: v for k, v in covered.items() if not isinstance(v, Mapping)}
     shipped = sum(one["ships"] for one in targets)
     return {
         "outcome": outcome,
@@ -52,10 +56,8 @@ def _values(outcome: BuildOutcome) -> Row:
         ],
         "model": facts(outcome.model_summary),
         "machine": facts(outcome.machine),
-        "calibration": facts(
-            {k: v for k, v in outcome.calibration.items() if k != "coverage"}
-        ),
-        "coverage": coverage(outcome.calibration.get("coverage") or {}),
+        "calibration": facts(calibration | plain),
+        "coverage": coverage({k: v for k, v in covered.items() if k not in plain}),
         "export_error": f"{outcome.export_error:.2g}",
     }
 
@@ -67,6 +69,7 @@ def _target(one: View, ident: str) -> Row:
         "record": target,
         "ships": sections.ships(target),
         "subject": one.subject,
+        "artifact_path": target.artifact_entry and member_path(target.artifact_entry),
         "tiles": sections.tiles(one),
         "certainty": sections.certainty(one),
         "plots": _candidate_plots(one, ident),

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a user gives: a documented exit code, one line, no traces.
+"""Whatever is wrong with what a user gives: a documented code, one line, no traces.
 
 Through the real command: most cases in this process, for speed, and one of each kind
 in a process of its own.
@@ -25,13 +25,13 @@ from .conftest import ROOT
 
 LINE_CHARS_MAX = 600
 MODELS = (
-    "empty", "truncated", "folder", "html", "lfs", "pickle as onnx", "old pickle", "pth",
-    "zip as onnx", "torchscript", "pt2", "any zip", "tflite as onnx", "huge constant",
-    "custom operator", "unknown operator", "variable shape", "cycle",
+    "empty", "truncated", "folder", "html", "lfs", "pickle as onnx", "old pickle",
+    "pth", "zip as onnx", "torchscript", "pt2", "any zip", "tflite as onnx",
+    "huge constant", "custom operator", "unknown operator", "variable shape", "cycle",
     "external parent", "external absolute", "external missing", "external link",
     "external pipe", "external in a branch",
 )  # fmt: skip
-"""What the reader refuses is tested one by one in ``tests/edgeml``; here the main ones."""
+"""What the reader refuses is tested in ``tests/edgeml``; here the main cases."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def apart(*arguments: object) -> Done:
 
 def holds(done: Done, code: int, reason: str, work: Path, lines: int = 1) -> None:
     """The rules that every refusal keeps."""
-    print(done.err)
     assert done.code == code, done.err + done.out
     assert len(done.err.splitlines()) == lines, done.err
     assert re.search(reason, done.err, re.IGNORECASE), done.err
@@ -142,7 +141,7 @@ def test_bundles(name: str, tmp_path: Path, scratch: Path) -> None:
     path.write_bytes(case.make())
     holds(here("unpack", path, tmp_path / "out"), 4, case.reason, tmp_path)
     assert not (tmp_path / "out").exists()
-    holds(here("inspect", path), 4, case.reason, tmp_path)
+    holds(here("inspect", path), 4, f"it.edgeml: .*({case.reason})", tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["check", "inspect", "bench", "unpack", "diff"])
@@ -163,7 +162,7 @@ def test_every_verb_about_bundles(
     if verb == "check":
         # the device's program writes past the runner: seen in a process of its own
         done = apart(verb, path)
-    holds(done, 4, "it.edgeml|the file|bundle", tmp_path)
+    holds(done, 4, "it.edgeml", tmp_path)
 
 
 APART_PROJECTS = ("NaN", "array of 16 GiB", "five mistakes", "folder as recipe",

@@ -29,10 +29,10 @@ QEMU = "qemu-x86_64-static"
 # without what QEMU would only warn that it does not emulate
 HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"
 VNNI = "avx512_vnni|avx_vnni"
-EXACT, NAIVE = "cpu-x86_64", "cpu-x86_64-vnni"
+EXACT, NAIVE, OPENVINO = "cpu-x86_64", "cpu-x86_64-vnni", "openvino-cpu"
 CHANNELS = 32
 
-RECIPE = f"""\
+RECIPE = """\
 [model]
 source = "model.onnx"
 name = "saturates"
@@ -50,13 +50,13 @@ max_accuracy_drop = 0.2
 max_size_bytes = 30000  # 8-bit weights only
 
 [quantize]
-quantizers = ["ort"]
+quantizers = ["{quantizer}"]
 methods = ["minmax"]
 precisions = ["int8"]
 mixed = false
 
 [build]
-targets = ["{EXACT}", "{NAIVE}"]
+targets = [{targets}]
 """
 
 
@@ -108,20 +108,30 @@ def emulated(folder: Path) -> Emulated:
 
 
 @pytest.fixture(scope="module")
-def built(haswell: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(haswell: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saturates")
     generator = np.random.default_rng(0)
     for name, count in (("calibration", 40), ("validation", 40)):
         samples = generator.uniform(0.7, 1, (count, CHANNELS, 8, 8))
         np.savez(folder / name, x=samples.astype(np.float32))
     (folder / "model.onnx").write_bytes(network(generator).SerializeToString())
-    (folder / "recipe.toml").write_text(RECIPE)
-    done = edgeml(
-        "build", folder / "recipe.toml", "--out", folder / "build",
-        cache=folder / "cache",
-    )  # fmt: skip
+    return folder
+
+
+def build(work: Path, quantizer: str, *targets: str) -> Path:
+    """The folder of the release."""
+    recipe = work / f"{quantizer}.toml"
+    names = ", ".join(map(repr, targets))
+    recipe.write_text(RECIPE.format(quantizer=quantizer, targets=names))
+    out = work / f"build-{quantizer}"
+    done = edgeml("build", recipe, "--out", out, cache=work / "cache")
     assert done.code == 0, done.err
-    return folder / "build" / "saturates-1.0.0"
+    return out / "saturates-1.0.0"
+
+
+@pytest.fixture(scope="module")
+def built(work: Path) -> Path:
+    return build(work, "ort", EXACT, NAIVE)
 
 
 def network(generator: np.random.Generator) -> onnx.ModelProto:
@@ -206,3 +216,11 @@ def test_what_does_not_need_vnni_is_right_without(
     assert code == 0, report["failure"]
     assert report["golden_wrong"] == []
     assert report["argmax_flips"] == 0
+
+
+def test_openvino_is_right_without_vnni(work: Path, haswell: Emulated) -> None:
+    bundle = build(work, "nncf", OPENVINO) / f"{OPENVINO}.edgeml"
+    assert read_bundle(bundle).manifest.precision == "int8"
+    code, report = haswell.check(bundle)
+    assert code == 0, report["failure"]
+    assert report["max_abs_diff"] < 1e-4

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from device_agent.contract import machine
-from device_agent.contract.errors import BundleError
 from device_agent.contract.manifest import Isa
 from device_agent.contract.tensors import Array
 from edgeml.compare import (
@@ -85,7 +84,7 @@ class TestInspect:
     def test_absent(self, tmp_path: Path) -> None:
         with pytest.raises(InputError):
             inspect(tmp_path / "a.onnx")
-        with pytest.raises(BundleError):
+        with pytest.raises(InputError):
             inspect(tmp_path / "a.edgeml")
 
 

@@ -135,7 +135,7 @@ def _onnxruntime(seed: int) -> TargetOutcome:
         bundle_file="cpu-x86_64.edgeml",
         bundle_sha256="e1" * 32,
         bundle_bytes=112_640,
-        artifact_entry="artifact/model.onnx",
+        artifact_entry="model.onnx",
         threads=1,
     )
 

@@ -121,9 +121,9 @@ def _objects() -> bytes:
 
 MALFORMED: dict[str, Malformed] = {
     "empty": Malformed(lambda: b"", "ends where member 'manifest.json'"),
-    "no bundle at all": Malformed(lambda: b"hello\n" * 200, "member|header"),
-    "an image": Malformed(lambda: b"\x89PNG\r\n" + bytes(2000), "member"),
-    "compressed": Malformed(lambda: gzip.compress(bundles.bundle()), "member"),
+    "no bundle at all": Malformed(lambda: b"hello\n" * 200, "damaged, or no bundle"),
+    "an image": Malformed(lambda: b"\x89PNG\r\n" + bytes(2000), "no bundle"),
+    "compressed": Malformed(lambda: gzip.compress(bundles.bundle()), "no bundle"),
     "truncated": Malformed(
         lambda: bundles.bundle()[:-700], "does not end|cut off|missing"
     ),

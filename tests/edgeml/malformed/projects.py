@@ -224,14 +224,17 @@ DATA = {
 RECIPES = {
     "no recipe": Broken(_no_recipe, 2, "no recipe at .*edgeml init"),
     "folder as recipe": Broken(_folder_recipe, 2, "recipe"),
-    "empty recipe": Broken(_file("recipe.toml", ""), 2, ":1: recipe: 'model' is missing", 4),
+    "empty recipe": Broken(
+        _file("recipe.toml", ""), 2, ":1: recipe: 'model' is missing", 4
+    ),
     "binary recipe": Broken(_file("recipe.toml", b"\xff\xfe\0"), 2, "not UTF-8"),
     "syntax": Broken(_recipe(r"^\[data\]$", "[data"), 2, r"toml:6: not TOML"),
     "unknown key": Broken(
         _recipe("^samples", "sampels"), 2, r":11: data.sampels: .*samples"
     ),
     "missing table": Broken(
-        _recipe(r'\[metric\]\nname = "top1"\n', ""), 2, ":1: recipe: 'metric' is missing"
+        _recipe(r'\[metric\]\nname = "top1"\n', ""), 2,
+        ":1: recipe: 'metric' is missing",
     ),
     "wrong type": Broken(_recipe("= 16", '= "many"'), 2, ":11: data.samples: .*number"),
     "unknown target": Broken(
@@ -239,7 +242,8 @@ RECIPES = {
     ),
     "unknown metric": Broken(_recipe("top1", "top2"), 2, ":14: metric.name: .*top1"),
     "unknown pass": Broken(
-        _recipe(r"\[build\]", '[[pass]]\nverb = "bless"\n\n[build]'), 2, ":20: pass.*export"
+        _recipe(r"\[build\]", '[[pass]]\nverb = "bless"\n\n[build]'), 2,
+        ":20: pass.*expected .*export; got 'bless'",
     ),
     "later pass": Broken(
         _recipe(r"\[build\]", '[[pass]]\nverb = "prune"\n\n[build]'), 2,
@@ -320,8 +324,8 @@ CODE = {
         ), 4, "w.pth is a Python pickle; expected safetensors.*convert-weights",
     ),
     "input that the model has not": Broken(
-        _recipe('source = "model.onnx"', 'source = "model.onnx"\ninputs = {z = [1, 4]}'),
-        4, "z",
+        _recipe('"model.onnx"', '"model.onnx"\ninputs = {z = [1, 4]}'), 4,
+        "pins 'z', which is no input of the model; it has x",
     ),
     "output that the model has not": Broken(
         _recipe('"top1"', '"top1"\noutput = "scores"'), 4, "scores.*y"
@@ -330,8 +334,10 @@ CODE = {
         _recipe('"top1"', '"top1"\nslices = ["speaker"]'), 4, "no key 'speaker'"
     ),
     "steps for another input": Broken(
-        _recipe(r"\[metric\]", '[preprocess]\ninput = "z"\nsteps = [{scale = 2.0}]\n\n[metric]'),
-        4, "'z' is not an input",
+        _recipe(
+            r"\[metric\]",
+            '[preprocess]\ninput = "z"\nsteps = [{scale = 2.0}]\n\n[metric]',
+        ), 4, "'z' is not an input",
     ),
     "steps that do not fit": Broken(
         _recipe(r"\[metric\]", "[preprocess]\nsteps = [{resize = [9, 9]}]\n\n[metric]"),

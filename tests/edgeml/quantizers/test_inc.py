@@ -9,8 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("neural_compressor")
 
+from device_agent.contract.tensors import TensorSpec  # noqa: E402
 from edgeml.errors import BackendError, MachineLacks  # noqa: E402
-from edgeml.quantizers.inc import quantize_module  # noqa: E402
+from edgeml.model import Model  # noqa: E402
+from edgeml.quantizers.inc import (  # noqa: E402
+    quantize_module,
+    quantize_origin,
+    ways,
+)
 
 
 class Net(torch.nn.Module):
@@ -111,3 +117,39 @@ def test_a_machine_without_it_says_what_to_install(net, samples, monkeypatch):
     with pytest.raises(MachineLacks, match=r"pip install 'edgeml\[torch\]'"):
         quantize_module(net, samples, output_names=["y"])
     assert "HABANA_LOGS" not in os.environ
+
+
+def graph_of(net, batch):
+    """A graph-level model that remembers ``net``; its own payload is not looked at."""
+    x = TensorSpec(name="x", datatype="FP32", shape=(batch, 1, 8, 8))
+    y = TensorSpec(name="scores", datatype="FP32", shape=(batch, 4))
+    module = Model("module", net, (x,), (y,))
+    return Model("graph", None, (x,), (y,), origin=lambda: module)
+
+
+@pytest.mark.parametrize("batch", [1, -1])
+def test_the_origin_of_a_graph_is_quantized_with_the_graphs_names(net, samples, batch):
+    backwards = [dict(reversed(feeds.items())) for feeds in samples]
+    for options in ways((), True).values():
+        made = quantize_origin(graph_of(net, batch), backwards, **options)
+        assert [value.name for value in made.graph.input] == ["x"]
+        assert [value.name for value in made.graph.output] == ["scores"]
+        first = made.graph.input[0].type.tensor_type.shape.dim[0]
+        assert first.HasField("dim_value") is (batch == 1)
+
+
+def test_the_recipes_methods_and_granularity_reach_the_tool():
+    assert ways((), True).keys() == {"minmax", "kl"}
+    assert ways(("entropy", "percentile"), False) == {
+        "kl": {"act_algo": "kl", "granularity": "per_tensor"}
+    }
+
+
+def test_per_tensor_weights_have_one_scale(net, samples):
+    model = graph_of(net, 1)
+    options = ways(("minmax",), False)["minmax"]
+    wide, narrow = (
+        quantize_origin(model, samples, **one)
+        for one in (options, ways(("minmax",), True)["minmax"])
+    )
+    assert wide.ByteSize() < narrow.ByteSize()

@@ -1,0 +1,194 @@
+"""Every extra alone, in an environment of its own: what it promises is there, no more.
+
+Needs the package index, and some minutes: ``scripts/test slow``.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import bundles
+import pytest
+
+from .edgeml.malformed import projects
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("edgeml", "device_agent", "targets", "calibration")
+TORCH = ("torch", "torchao", "neural_compressor")
+HOST = (*TORCH, "onnx", "nncf", "typer", "jinja2", "pyarrow", "sympy")
+OTHER = ("pandas", "scipy", "sklearn", "tensorflow")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment."""
+
+    folder: Path
+
+    def run(self, *command: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        """A program of the environment, in a folder that is not the checkout."""
+        program, *arguments = map(str, command)
+        kept = {key: value for key, value in os.environ.items()
+                if not key.startswith("PYTHON")}  # fmt: skip
+        return subprocess.run(
+            [str(self.folder / "bin" / program), *arguments],
+            cwd=cwd, capture_output=True, text=True, check=False,
+            env={**kept, "XDG_CACHE_HOME": str(self.folder / "cache"),
+                 "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def python(self, code: str) -> str:
+        """What the code prints; it must end well."""
+        done = self.run("python", "-c", code, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def imports(self, *names: str) -> None:
+        self.python("".join(f"import {name}\n" for name in names))
+
+    def lacks(self, *names: str) -> None:
+        code = (
+            "from importlib.util import find_spec\n"
+            f"print([name for name in {names!r} if find_spec(name)])"
+        )
+        assert self.python(code).strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a release is made of; pip writes into the folder that it builds from."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in PACKAGES:
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def installed(source: Path, folder: Path, extra: str) -> Environment:
+    """An environment with one extra."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    made = Environment(folder)
+    done = made.run(
+        "pip", "install", "--quiet", "--disable-pip-version-check",
+        "-c", source / "constraints.txt", f"{source}[{extra}]", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def modules(source: Path, package: str, *without: str) -> list[str]:
+    """Names of all modules of a package, but those below ``without``."""
+    found = []
+    for path in sorted((source / package).rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if parts[-1] != "__main__" and not name.startswith(without):
+            found.append(name)
+    return found
+
+
+def checked(made: Environment, source: Path, home: Path, bundle: Path) -> dict:
+    """The report of a copy of ``device_agent`` alone, edgeml being uninstalled."""
+    made.run("pip", "uninstall", "--yes", "--quiet", "edgeml", cwd=home)
+    made.lacks(*PACKAGES)
+    shutil.copytree(source / "device_agent", home / "device_agent")
+    done = made.run("python", "-m", "device_agent", "check", bundle, "--json", cwd=home)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads(done.stdout)
+
+
+def test_agent(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "agent")
+    made.lacks(*HOST, *OTHER, "openvino")
+    made.imports(*modules(source, "device_agent", "device_agent.runtimes.openvino"))
+    bundle = tmp_path / "it.edgeml"
+    bundle.write_bytes(bundles.bundle())
+    done = made.run("edgeml-agent", "check", bundle, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = checked(made, source, tmp_path, bundle)
+    assert report["ok"] and report["runtime"] == "onnxruntime"
+
+
+def test_agent_openvino(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "agent-openvino")
+    made.lacks(*HOST, *OTHER, "onnxruntime")
+    made.imports(*modules(source, "device_agent", "device_agent.runtimes.onnxruntime"))
+    recipe = projects.sound(tmp_path)
+    recipe.write_text(projects.RECIPE.replace("cpu-x86_64", "openvino-cpu"))
+    subprocess.run(
+        [sys.executable, "-m", "edgeml", "build", str(recipe), "--quiet",
+         "--out", str(tmp_path / "build")],
+        check=True, cwd=ROOT,
+    )  # fmt: skip
+    bundle = tmp_path / "build" / "linear-1.0.0" / "openvino-cpu.edgeml"
+    report = checked(made, source, tmp_path, bundle)
+    assert report["ok"] and report["runtime"] == "openvino"
+
+
+def test_build(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "build")
+    made.lacks(*TORCH, "tensorflow")
+    made.imports(*modules(source, "edgeml"), *modules(source, "device_agent"))
+    recipe = projects.sound(tmp_path)
+    recipe.write_text(
+        projects.RECIPE.replace('"cpu-x86_64"', '"cpu-x86_64", "openvino-cpu"')
+        .replace('"fp32"', '"fp32", "int8"')
+    )  # fmt: skip
+    done = made.run("edgeml", "build", recipe, "--check", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    built = tmp_path / "build" / "linear-1.0.0"
+    assert {path.stem for path in built.glob("*.edgeml")} == {
+        "cpu-x86_64", "openvino-cpu",
+    }  # fmt: skip
+    assert (built / "report.html").stat().st_size > 10_000
+    report = json.loads((built / "report.json").read_text())
+    tried = {
+        one["name"]: one for target in report["targets"] for one in target["candidates"]
+    }
+    for name in ("int8 ort default", "int8 nncf default"):
+        assert tried[name]["status"] != "failed", tried[name]["reason"]
+    done = made.run("edgeml", "targets", "rpi4", cwd=tmp_path)
+    assert "Cortex-A72" in done.stdout, "the profiles are part of the package"
+
+
+def test_build_names_what_a_torch_model_needs(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")  # or the next line would be true here as well
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgeml.cli import main; sys.argv[0] = 'edgeml'; main()"
+    )
+    recipe = projects.sound(tmp_path)
+    projects.BROKEN["factory without input shapes"].change(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", str(recipe), "--quiet",
+         "--out", str(tmp_path / "build")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert "torch is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_fleet(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "fleet")
+    made.lacks("torch", "onnx", "onnxruntime", "openvino", "nncf", *OTHER)
+    made.imports(
+        "fastapi", "uvicorn", "sqlalchemy", "alembic", "paho.mqtt.client", "jinja2",
+        *modules(source, "device_agent.contract".replace(".", "/")),
+        *modules(source, "targets"),
+    )  # fmt: skip
+
+
+def test_emulate(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "emulate")
+    made.lacks(*HOST, *OTHER, "onnxruntime", "openvino", "PIL")
+    made.imports(*modules(source, "device_agent/contract"), *modules(source, "targets"))

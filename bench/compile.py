@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from peers import Peer, Task, peers
+from peers import Peer, Task, one_line, peers
 
 from calibration.sampler import draw
 from device_agent.contract import machine
@@ -122,7 +122,7 @@ class Comparison:
                     row = replace(row, evaluation=self._contest.judge(session))
                     sessions[who] = session
                 except DeviceError as error:
-                    row = replace(row, note=f"{row.note} does not run: {error}")
+                    row = replace(row, note=f"does not run: {one_line(error)}")
             rows[who] = row
         times = timed(sessions, subject.validation.feeds[:16], seconds)
         for who, own in times.items():

@@ -50,6 +50,11 @@ class Peer:
         return sum(file.stat().st_size for file in files if file.exists())
 
 
+LINE = 90
+"""Letters of an error in the table."""
+NNCF_OPSET = 13
+"""Below it NNCF warns and quantizes per tensor, or refuses."""
+
 Maker = Callable[[Task, Path], str]
 """Writes the file; gives a remark."""
 
@@ -65,7 +70,7 @@ def peers(task: Task, runtime: str, folder: Path) -> Iterator[Peer]:
             with _quiet():
                 note = make(task, path)
         except Exception as error:  # noqa: BLE001 - a tool's failure is a result
-            yield Peer(who, None, f"failed: {_line(error)}")
+            yield Peer(who, None, f"failed: {one_line(error)}")
         else:
             yield Peer(who, path, note)
 
@@ -92,7 +97,7 @@ def _ort(task: Task, path: Path) -> str:
     try:
         quant_pre_process(task.model, given)
     except Exception as error:  # noqa: BLE001 - then without, and it is said
-        given, note = task.model, f"quant_pre_process failed: {_line(error)}"
+        given, note = task.model, f"quant_pre_process failed: {one_line(error)}"
     quantize_static(given, path, Reader())
     return note
 
@@ -103,8 +108,13 @@ def _nncf_onnx(task: Task, path: Path) -> str:
     import onnx
 
     samples = nncf.Dataset([dict(feeds) for feeds in task.calibration])
-    onnx.save(nncf.quantize(onnx.load(task.model), samples), path)
-    return ""
+    model, note = onnx.load(task.model), ""
+    opset = max(one.version for one in model.opset_import if not one.domain)
+    if opset < NNCF_OPSET:
+        model = onnx.version_converter.convert_version(model, NNCF_OPSET)
+        note = f"opset {opset} raised to {NNCF_OPSET}, as NNCF asks"
+    onnx.save(nncf.quantize(model, samples), path)
+    return note
 
 
 def _converted(task: Task) -> Any:
@@ -152,8 +162,9 @@ def _inc(task: Task, path: Path) -> str:
         tuple(torch.from_numpy(array.copy()) for array in feeds.values())
         for feeds in task.calibration
     ]
+    module = task.module()  # a factory may train, so with gradients
     with torch.no_grad():
-        traced = export(task.module(), inputs[0])
+        traced = export(module, inputs[0])
         config = get_default_static_config()
         prepared = prepare(traced, config, example_inputs=inputs[0])
         for one in inputs:
@@ -216,6 +227,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, short enough for a table."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else text[:119] + "…"
+    return text if len(text) <= LINE else text[: LINE - 1] + "…"

@@ -139,13 +139,22 @@ def _inputs(
 
 def _numbers(columns: Mapping[str, list[Any]], name: str, table: str) -> Array:
     values = _whole(columns, name, table)
-    bad = next((v for v in values if not isinstance(v, int | float)), None)
+    bad = next((v for v in values if not _is_number(v)), None)
     if bad is not None:
         raise DataError(
             f"{table}: column {name!r} holds {bad!r}; an input is numbers: encode it, "
             "or leave the column out of inputs"
         )
     return np.asarray(values, np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell could be one: a column with one word in it is read as words."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _whole(columns: Mapping[str, list[Any]], name: str, table: str) -> list[Any]:

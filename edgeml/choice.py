@@ -2,8 +2,8 @@
 
 The rules, in order:
 
-1. A candidate *fits* when no limit of the budget is missed and it is not slower than
-   the float32 artifact of the same runtime.
+1. A candidate *fits* when no limit of the budget is missed. Where float32 fits, one
+   that is slower than it is out: it has nothing to give.
 2. A quantized candidate is *outclassed* when another fitting quantized one, not
    larger, is more accurate by more than a tenth of a point.
 3. Of the rest the fastest wins. Latencies within ``SAME_SPEED`` of it count as equal:
@@ -117,8 +117,15 @@ def is_slower(one: Candidate) -> bool:
     )
 
 
+def float_fits(candidates: Sequence[Candidate]) -> bool:
+    """Whether float32 itself could ship: only then a slower one has no use."""
+    return any(one.precision == "fp32" and one.status == "fits" for one in candidates)
+
+
 def mark_slower(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Fitting candidates that are slower than float32 marked, so that none ships."""
+    """Fitting candidates that are slower than a fitting float32 one marked as such."""
+    if not float_fits(candidates):
+        return list(candidates)
     return [
         replace(
             one,

@@ -70,9 +70,14 @@ class Miss:
     @property
     def text(self) -> str:
         """The miss in words."""
-        measured = "not measured" if self.measured is None else f"{self.measured:.4g}"
         blame = f" ({', '.join(self.guilty)})" if self.guilty else ""
-        return f"{self.limit} {self.allowed:.4g}, measured {measured}{blame}"
+        allowed, measured = self._amount(self.allowed), self._amount(self.measured)
+        return f"{self.limit} {allowed}, measured {measured}{blame}"
+
+    def _amount(self, value: float | None) -> str:
+        if value is None:
+            return "not at all"
+        return f"{int(value):,}" if self.limit.endswith("_bytes") else f"{value:.4g}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .backends.base import Artifact, QuantizeOptions, Spec
-from .choice import choose, gate, is_slower, mark_slower, score
+from .choice import choose, float_fits, gate, is_slower, mark_slower, score
 from .errors import BackendError
 from .outcome import Candidate, TargetOutcome
 from .recipe import Budget
@@ -192,7 +192,9 @@ class Trial:
                 rescued.append(one)
                 if self._holds_accuracy([one]):
                     return rescued
-                if is_slower(one.candidate):
+                if is_slower(one.candidate) and float_fits(
+                    [other.candidate for other in tried]
+                ):
                     break
         return rescued
 

@@ -164,10 +164,6 @@ def test_what_ships_is_within_the_budget_by_the_bare_runtime(
     assert oracle["metrics"]["top1"] - recomputed(folder, work, "free") <= DROP
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what is slower than float32 is dropped even where float32 does not fit",
-)
 def test_where_float32_is_too_large_the_rescued_one_ships(work: Path) -> None:
     done, folder, target = built(work, "small", budget=SMALLER_THAN_FLOAT)
     assert done.code == 0, done.err

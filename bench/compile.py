@@ -32,16 +32,16 @@ from device_agent.runtimes import runtime
 from device_agent.runtimes.base import Session
 from edgeml.cache import Cache
 from edgeml.choice import OUTCLASSED, SLOWER, gate, score
-from edgeml.data import load_splits
-from edgeml.evaluate import evaluate
-from edgeml.feeds import Preparer
+from edgeml.evaluation.evaluate import evaluate
+from edgeml.evaluation.measure import MeasurementStore
 from edgeml.imported import graph_of
-from edgeml.measure import MeasurementStore
 from edgeml.outcome import BuildOutcome, Candidate, Evaluation
 from edgeml.pipeline import Build, Place, host_refusals
 from edgeml.progress import Plain, Silent
-from edgeml.recipe import Recipe, read_recipe
-from edgeml.sources import source_digests
+from edgeml.recipes.data import load_splits
+from edgeml.recipes.feeds import Preparer
+from edgeml.recipes.recipe import Recipe, read_recipe
+from edgeml.recipes.sources import source_digests
 from edgeml.workbench import Subject
 from targets.profile import Target, load_target
 

@@ -213,6 +213,9 @@ MAKERS: dict[str, dict[str, Maker]] = {
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The tools print, warn and log; errors come as exceptions anyway."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .outcome import Candidate, Evaluation, Miss
-from .recipe import Budget, MetricOptions
+from .recipes.recipe import Budget, MetricOptions
 
 SAME_SPEED = 1.10
 """Two medians this close are one: the machine's noise is not a reason to choose."""

@@ -114,8 +114,8 @@ def init(
 ) -> None:
     """Write a commented recipe that builds."""
     from .cache import write_atomic
-    from .draft import draft
     from .errors import UsageError
+    from .recipes.draft import draft
 
     if out.exists():
         raise UsageError(f"{out} exists; give another --out or remove it first")
@@ -141,7 +141,7 @@ def build(
     """Compile a model into one verified bundle per target, with a report."""
     from .cache import Cache, check_writable
     from .errors import UsageError
-    from .measure import MeasurementStore
+    from .evaluation.measure import MeasurementStore
     from .pipeline import Build, Place, failure
     from .progress import shown
     from .report import report_values, summary_lines
@@ -202,8 +202,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a bundle or a model file is."""
-    from .compare import inspect as look
-    from .compare import render_facts
+    from .bundling.compare import inspect as look
+    from .bundling.compare import render_facts
 
     facts = look(file)
     _tell(facts, as_json, lambda: render_facts(facts))
@@ -221,8 +221,8 @@ def diff(
     as_json: Json = False,
 ) -> int:
     """Compare two bundles; exit 1 when the second is worse than allowed."""
-    from .compare import Thresholds, diff_values, render_diff
-    from .compare import diff as compare
+    from .bundling.compare import Thresholds, diff_values, render_diff
+    from .bundling.compare import diff as compare
 
     report = compare(
         before, after,
@@ -245,8 +245,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure latency and memory of a bundle on this machine."""
-    from .compare import bench as measure
-    from .compare import render_facts
+    from .bundling.compare import bench as measure
+    from .bundling.compare import render_facts
 
     facts = measure(file, seconds=seconds, threads=threads)
     _tell(facts, as_json, lambda: render_facts(facts))
@@ -262,7 +262,7 @@ def unpack(
     """Write a bundle's verified members into a folder."""
     from device_agent.contract.bundle import unpack as write
 
-    from .bundle import opened
+    from .bundling.bundle import opened
 
     verified = opened(bundle)
     write(verified, folder)
@@ -311,7 +311,7 @@ def convert_weights(
     as_json: Json = False,
 ) -> None:
     """Turn pickled weights into safetensors, without running what is in them."""
-    from .weights import convert_weights as convert
+    from .intake.weights import convert_weights as convert
 
     facts = convert(file, out)
     _tell(facts, as_json, lambda: [f"{key}: {value}" for key, value in facts.items()])

@@ -68,3 +68,9 @@ class MachineLacks(EdgemlError):  # noqa: N818 - reads as a fact: the machine la
     """The machine lacks a package, a tool or a feature; the text names the way out."""
 
     exit_code = LACKS
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error, ours or a tool's, as one line of at most ``limit``."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"

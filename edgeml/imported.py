@@ -13,7 +13,7 @@ from .errors import MachineLacks, RecipeError
 from .model import Model, Step
 from .passes import load_pass, ordered
 from .passes.base import Context, Pass
-from .recipe import Recipe
+from .recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def graph_of(
 
 def _loaded(recipe: Recipe, trust_model_code: bool) -> tuple[Model, list[Pass]]:
     """The model as it came, and the passes that make a graph of it."""
-    from .importer import load_model
+    from .intake.importer import load_model
 
     source = recipe.model
     model = load_model(
@@ -114,7 +114,7 @@ def _unpacked(raw: bytes) -> Imported:
         raise MachineLacks(
             "onnx is not installed; install it with: pip install 'edgeml[build]'"
         ) from error
-    from .graph import summary
+    from .graphs.graph import summary
 
     line, _, payload = raw.partition(b"\n")
     head = json.loads(line)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from device_agent.runtimes.base import Coverage
 
-from .backends.base import LayerError
+from .candidate import LayerError
 
 Status = Literal["chosen", "fits", "missed", "slower", "skipped", "failed"]
 

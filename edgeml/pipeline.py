@@ -28,26 +28,19 @@ from device_agent.runtimes import runtime
 from targets.profile import Target, load_target
 
 from .backends import backend
-from .cache import (
-    Cache,
-    digest_of,
-    file_digest,
-    sweep,
-    tool_versions,
-    write_atomic,
-)
+from .bundling.packing import Shipment, bundle_of
+from .cache import Cache, digest_of, file_digest, sweep, tool_versions, write_atomic
 from .choice import allowed_drop
-from .data import Splits, load_splits
 from .errors import BackendError, MachineLacks
-from .feeds import Prepared, Preparer
+from .evaluation.measure import Measurements, machine_name
 from .imported import Imported, graph_of
-from .measure import Measurements, machine_name
 from .outcome import BuildOutcome, Evaluation, TargetOutcome
-from .packing import Shipment, bundle_of
 from .progress import Progress
-from .recipe import Recipe, read_recipe
+from .recipes.data import Splits, load_splits
+from .recipes.feeds import Prepared, Preparer
+from .recipes.recipe import Recipe, read_recipe
+from .recipes.sources import commit_of, source_digests
 from .report import report_html, report_json
-from .sources import commit_of, source_digests
 from .trial import Trial, Verdict
 from .workbench import PROXY_SAMPLES, Reference, Subject, Workbench, evaluate_split
 
@@ -205,7 +198,7 @@ class Build:
     ) -> tuple[int, ...]:
         options, embedded = self.recipe.data, None
         if options.sampler == "k_center":
-            from .graph import embeddings
+            from .graphs.graph import embeddings
 
             first = range(min(len(pool), EMBEDDED_POOL))
             feeds = preparer.split(pool, first).feeds

@@ -13,11 +13,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .backends.base import Artifact, QuantizeOptions, Spec
+from .candidate import Artifact, QuantizeOptions, Spec
 from .choice import choose, float_fits, gate, is_slower, mark_slower, score
 from .errors import BackendError
 from .outcome import Candidate, TargetOutcome
-from .recipe import Budget
+from .recipes.recipe import Budget
 from .workbench import Reference, Workbench
 
 FINALISTS = 2

@@ -19,16 +19,17 @@ from device_agent.runtimes import runtime
 from device_agent.runtimes.base import Coverage, Session
 from targets.profile import Target
 
-from .backends.base import Artifact, Backend, LayerError, Spec
+from .backends.base import Backend
 from .cache import Cache, write_atomic
+from .candidate import Artifact, LayerError, Spec
 from .errors import BackendError, InputError
-from .evaluate import evaluate
-from .feeds import Prepared
-from .measure import Measurements, latency, peak_memory
+from .evaluation.evaluate import evaluate
+from .evaluation.measure import Measurements, latency, peak_memory
 from .model import Model
 from .outcome import Candidate, Evaluation, Latency
 from .progress import Progress
-from .recipe import MetricOptions
+from .recipes.feeds import Prepared
+from .recipes.recipe import MetricOptions
 
 PROXY_SAMPLES = 32
 MEMORY_SAMPLES = 8

@@ -30,12 +30,13 @@ from device_agent.runtimes.base import Session
 from device_agent.runtimes.onnxruntime import PROVIDERS, OnnxRuntime
 from targets.profile import Target
 
-from .. import layers, preparation
+from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
 from ..errors import BackendError
+from ..graphs import layers, preparation
+from ..graphs.protos import describe, nodes
 from ..model import Model
-from ..protos import describe, nodes
 from ..quantizers import inc, nncf, ort
-from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec, unmet
+from .base import Backend, unmet
 
 ENTRY = "model.onnx"
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})

@@ -15,7 +15,9 @@ from device_agent.contract.tensors import Array, Feeds
 from device_agent.runtimes.openvino import DEFAULTS
 from targets.profile import Target
 
-from ..conversion import (
+from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
+from ..errors import BackendError
+from ..graphs.conversion import (
     converted,
     core,
     label_of,
@@ -25,10 +27,9 @@ from ..conversion import (
     stabilize,
     written,
 )
-from ..errors import BackendError
 from ..model import Model
 from ..quantizers import inc, nncf
-from .base import Artifact, Backend, LayerError, QuantizeOptions, Spec, unmet
+from .base import Backend, unmet
 
 TOOLS = {"nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
 """Quantizers, and the calibration methods of each."""

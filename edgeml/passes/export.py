@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 from device_agent.contract.tensors import Array, Feeds, TensorSpec
 
-from ..errors import ModelError, PassError
+from ..errors import ModelError, PassError, one_line
+from ..graphs.protos import name_nodes, spec_of, strip_remarks
+from ..intake.modules import named_outputs, torch_here
 from ..model import Level, Model, Step
-from ..modules import named_outputs, torch_here
-from ..protos import name_nodes, spec_of, strip_remarks
-from ..sandbox import one_line
 from .base import Context, Pass
 
 BATCHES = (1, 3)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from device_agent.contract.tensors import Feeds
 
-from ..errors import BackendError, MachineLacks
+from ..errors import BackendError, MachineLacks, one_line
 
 OPSET_MIN = 13
 """From this ONNX opset on NNCF quantizes weights per channel."""
@@ -257,14 +257,8 @@ def _quantize(
             model(), samples, subset_size=min(subset_size, len(calibration)), **options
         )
     except Exception as error:
-        raise BackendError(f"NNCF could not quantize: {reason(error)}") from error
+        raise BackendError(f"NNCF could not quantize: {one_line(error)}") from error
     return quantized
-
-
-def reason(error: BaseException, limit: int = 300) -> str:
-    """An exception of a foreign tool in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _named(model: Any) -> Any:
@@ -275,7 +269,7 @@ def _named(model: Any) -> Any:
         copy = _raised(model)
     except Exception as error:
         raise BackendError(
-            f"the model cannot be raised to ONNX opset {OPSET_MIN}: {reason(error)}"
+            f"the model cannot be raised to ONNX opset {OPSET_MIN}: {one_line(error)}"
         ) from error
     _drop_unused(copy.graph)
     seen: set[str] = set()

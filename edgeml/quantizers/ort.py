@@ -21,9 +21,9 @@ from typing import Any
 
 from device_agent.contract.tensors import Feeds
 
-from .. import preparation
 from ..errors import BackendError
-from ..protos import graphs, nodes
+from ..graphs import preparation
+from ..graphs.protos import graphs, nodes
 
 METHODS = ("minmax", "entropy", "percentile")
 CHUNK = 16
@@ -44,7 +44,7 @@ def calibrate(
     """The range of every tensor of ``prepared`` over the samples, as JSON.
 
     Args:
-        prepared: the float graph from :func:`edgeml.preparation.prepare`.
+        prepared: the float graph from :func:`edgeml.graphs.preparation.prepare`.
         calibration: the samples, batch 1.
         method: ``minmax``, ``entropy`` (TensorRT's KL divergence) or ``percentile``.
         percentile: share in percent that the range covers; other methods ignore it.

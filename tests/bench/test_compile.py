@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import compile as bench
 
 from edgeml.outcome import Evaluation
-from edgeml.recipe import read_recipe
+from edgeml.recipes.recipe import read_recipe
 
 RECIPE = read_recipe(bench.MODELS["digits"])
 

@@ -110,7 +110,7 @@ def test_a_damaged_bundle(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_golden_vectors(tmp_path: Path) -> None:
-    from edgeml.bundle import pack
+    from edgeml.bundling.bundle import pack
 
     members = bundles.members()
     del members["golden.npz"]

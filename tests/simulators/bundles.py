@@ -19,7 +19,7 @@ from device_agent.contract.manifest import (
     Score,
 )
 from device_agent.contract.tensors import Array, TensorSpec
-from edgeml.bundle import pack
+from edgeml.bundling.bundle import pack
 
 DIGEST = hashlib.sha256(b"samples").hexdigest()
 WEIGHT = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)

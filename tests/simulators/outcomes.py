@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 
 from device_agent.runtimes.base import Coverage
-from edgeml.backends.base import LayerError
+from edgeml.candidate import LayerError
 from edgeml.outcome import (
     BuildOutcome,
     Candidate,

@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.runtimes import runtime
-from edgeml.backends.base import QuantizeOptions, Spec
 from edgeml.backends.onnxruntime import OnnxRuntimeBackend
+from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.errors import BackendError
+from edgeml.graphs.protos import real_inputs, spec_of
 from edgeml.model import Model
-from edgeml.protos import real_inputs, spec_of
 from targets.profile import Target, load_target
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"

@@ -15,7 +15,7 @@ pytest.importorskip("device_agent.runtimes.openvino")
 from device_agent.contract.tensors import TensorSpec, datatype_of
 from device_agent.runtimes import runtime
 from edgeml.backends import backend
-from edgeml.backends.base import QuantizeOptions, Spec
+from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.errors import BackendError
 from edgeml.model import Model
 from targets.profile import Target, Tolerance

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeml.errors import PassError, RecipeError
-from edgeml.importer import load_model
+from edgeml.intake.importer import load_model
 from edgeml.passes import load_pass
 from edgeml.passes.base import Context, digest
 
@@ -53,7 +53,7 @@ class Recurrent(torch.nn.Module):
 BYTES = """
 import sys
 from pathlib import Path
-from edgeml.importer import load_model
+from edgeml.intake.importer import load_model
 from edgeml.passes import load_pass
 from edgeml.passes.base import digest
 model = load_model("exportednet:Net", None, Path(sys.argv[1]), {"x": [1, 1, 8, 8]})

@@ -12,11 +12,7 @@ pytest.importorskip("neural_compressor")
 from device_agent.contract.tensors import TensorSpec  # noqa: E402
 from edgeml.errors import BackendError, MachineLacks  # noqa: E402
 from edgeml.model import Model  # noqa: E402
-from edgeml.quantizers.inc import (  # noqa: E402
-    quantize_module,
-    quantize_origin,
-    ways,
-)
+from edgeml.quantizers.inc import quantize_module, quantize_origin, ways  # noqa: E402
 
 
 class Net(torch.nn.Module):

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeml import preparation
 from edgeml.errors import BackendError
+from edgeml.graphs import preparation
 from edgeml.quantizers import ort
 
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8

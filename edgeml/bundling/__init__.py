@@ -1,0 +1,1 @@
+"""A chosen artifact becomes a bundle; bundles are looked at and compared."""

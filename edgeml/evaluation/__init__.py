@@ -1,0 +1,1 @@
+"""Figures of an artifact: metrics, slices, flips, latency, memory."""

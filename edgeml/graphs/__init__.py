@@ -1,0 +1,1 @@
+"""Questions about ONNX graphs, and their preparation for the tools."""

@@ -1,0 +1,1 @@
+"""Models in, safely: every untrusted file is parsed in a limited subprocess."""

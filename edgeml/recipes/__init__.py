@@ -1,0 +1,1 @@
+"""What to compile and on which samples: recipes from TOML, their data, their drafts."""

@@ -177,9 +177,21 @@ def build(
 
 @app.command()
 @_spoken
-def check(bundle: Bundle, as_json: Json = False, quiet: Quiet = False) -> int:
-    """Run the device's own check on a bundle, on this machine."""
-    return _check(bundle, as_json=as_json, quiet=quiet)
+def check(
+    file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Run the device's own check on a bundle; or see whether a model file is sound."""
+    if file.suffix.lower() not in {".onnx", ".tflite"}:
+        return _check(file, as_json=as_json, quiet=quiet)
+    from .bundling.facts import render_facts
+    from .bundling.running import check_file
+
+    facts = check_file(file)
+    if not quiet:
+        _tell(facts, as_json, lambda: render_facts(facts))
+    return 0
 
 
 def _check(bundle: Path, *, as_json: bool, quiet: bool) -> int:
@@ -202,8 +214,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a bundle or a model file is."""
-    from .bundling.compare import inspect as look
-    from .bundling.compare import render_facts
+    from .bundling.facts import inspect as look
+    from .bundling.facts import render_facts
 
     facts = look(file)
     _tell(facts, as_json, lambda: render_facts(facts))
@@ -245,8 +257,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure latency and memory of a bundle on this machine."""
-    from .bundling.compare import bench as measure
-    from .bundling.compare import render_facts
+    from .bundling.facts import render_facts
+    from .bundling.running import bench as measure
 
     facts = measure(file, seconds=seconds, threads=threads)
     _tell(facts, as_json, lambda: render_facts(facts))

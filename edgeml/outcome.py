@@ -139,3 +139,5 @@ class BuildOutcome:
     labels: tuple[str, ...] = ()
     targets: tuple[TargetOutcome, ...] = ()
     reproduce: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What a person must know before trusting any figure."""

@@ -36,7 +36,7 @@ from .evaluation.measure import Measurements, machine_name
 from .imported import Imported, graph_of
 from .outcome import BuildOutcome, Evaluation, TargetOutcome
 from .progress import Progress
-from .recipes.data import Splits, load_splits
+from .recipes.data import RANDOM, Splits, load_splits
 from .recipes.feeds import Prepared, Preparer
 from .recipes.recipe import Recipe, read_recipe
 from .recipes.sources import commit_of, source_digests
@@ -137,6 +137,7 @@ class Build:
             machine=machine_facts(),
             labels=self.recipe.labels,
             reproduce=self._commands(),
+            warnings=_warnings(recipe=self.recipe),
         )
         outcomes = [
             self._target(target, subject, reference, blank) for target in self._targets
@@ -338,6 +339,15 @@ class Build:
             "files": {name: file_digest(self.folder / name) for name in names},
         }
         self._place.cache.write(key, json.dumps(record).encode())
+
+
+def _warnings(recipe: Recipe) -> tuple[str, ...]:
+    if not recipe.data.validation.location.startswith(RANDOM):
+        return ()
+    return (
+        "validation samples are random numbers: nothing is known of the accuracy on "
+        "real data; name real samples in [data]",
+    )
 
 
 def host_refusals(target: Target) -> list[str]:

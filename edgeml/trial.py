@@ -74,7 +74,7 @@ class Trial:
         others = [spec for spec in specs if spec.quantizer is not None]
         tried = [self._judge(self._made(spec)) for spec in floats]
         tried += self._quantized(others)
-        if self._options.mixed and not self._holds_accuracy(tried):
+        if self._may_mix() and not self._holds_accuracy(tried):
             tried += self._rescue(tried)
         return self._verdict(tried)
 
@@ -157,6 +157,14 @@ class Trial:
             misses=misses,
             status="missed" if misses else "fits",
             reason="; ".join(miss.text for miss in misses),
+        )
+
+    def _may_mix(self) -> bool:
+        wanted = self._options.precisions
+        return (
+            self._options.mixed
+            and (not wanted or "mixed" in wanted)
+            and "mixed" in self._bench.target.precisions
         )
 
     def _holds_accuracy(self, tried: Sequence[Tried]) -> bool:
@@ -265,7 +273,8 @@ def _finalists(made: Sequence[Tried], best: float) -> list[Tried]:
 
 def _arithmetic(spec: Spec) -> str:
     words = ("activation", "weight", "reduce_range", "overflow_safe", "operators")
-    return repr([spec.precision, *(spec.parameters.get(word) for word in words)])
+    found = [spec.parameters.get(word) for word in words]
+    return repr([spec.precision, spec.quantizer, *found])
 
 
 def _ratio(tried: Tried) -> float:

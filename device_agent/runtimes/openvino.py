@@ -1,4 +1,4 @@
-"""OpenVINO: runs ``model.xml`` (with its ``.bin`` beside it) and ``.onnx``.
+"""OpenVINO: runs ``model.xml`` (its ``.bin`` beside it), ``.onnx`` and ``.tflite``.
 
 The rules it keeps, over those of ``base``:
 
@@ -126,9 +126,10 @@ class OpenVino(Runtime):
         return device
 
     def _read(self, path: Path) -> Any:
-        if path.suffix not in (".xml", ".onnx"):
+        if path.suffix not in (".xml", ".onnx", ".tflite"):
             raise ArtifactError(
-                f"{path.name}: openvino opens .xml and .onnx, not {path.suffix!r}"
+                f"{path.name}: openvino opens .xml, .onnx and .tflite, "
+                f"not {path.suffix!r}"
             )
         if not path.is_file():
             raise ArtifactError(f"{path.name}: no such file")

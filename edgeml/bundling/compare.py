@@ -1,17 +1,14 @@
-"""What a bundle or a model file is, and how two bundles differ.
+"""How two bundles differ, and whether the second is worse than allowed.
 
 The rules it keeps:
 
-1. A bundle is verified before anything is said of it.
-2. Two bundles are compared on the golden inputs of both, each run in a process of its
-   own; what could not be compared is listed with the reason, never passed over.
+1. Both are verified before anything is said of them.
+2. They are compared on the golden inputs of both, each run in a process of its own;
+   what could not be compared is listed with the reason, never passed over.
 3. Latencies are compared only where both were measured on one machine: as the manifests
    say, else as measured here and now.
 """
 
-import re
-import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,22 +17,18 @@ from typing import Any
 import numpy as np
 
 from device_agent.contract import machine
-from device_agent.contract.bundle import SUFFIX, Bundle, unpack
-from device_agent.contract.errors import ArtifactError, BundleError, MachineError
-from device_agent.contract.golden import argmax_flips, read_golden
+from device_agent.contract.bundle import Bundle
+from device_agent.contract.errors import MachineError
+from device_agent.contract.golden import argmax_flips
 from device_agent.contract.manifest import Manifest, Score
-from device_agent.contract.tensors import Feeds, TensorSpec
+from device_agent.contract.tensors import Feeds
 from device_agent.runtimes import runtime as runtime_named
-from device_agent.runtimes.probe import ProbeRequest, ProbeResult, probe
+from device_agent.runtimes.probe import ProbeResult
 
 from ..errors import InputError, MachineLacks
-from ..intake.tflite import read_tflite
 from .bundle import opened
-
-Facts = dict[str, Any]
-
-MODEL_BYTES_MAX = 2 << 30
-RUNS_MAX = 100_000
+from .facts import Facts, operators, word
+from .running import golden_inputs, run_bundle
 
 
 @dataclass(frozen=True)
@@ -77,64 +70,6 @@ class DiffReport:
         return bool(self.regressions)
 
 
-def inspect(path: Path) -> Facts:
-    """Facts of a ``.edgeml``, ``.onnx`` or ``.tflite`` file.
-
-    Raises:
-        InputError: the file is none of these, or not readable.
-        InputError: it is a bundle that is not what it says.
-    """
-    suffix = path.suffix.lower()
-    if suffix == SUFFIX:
-        return _bundle_facts(path, opened(path))
-    raw = _read(path)
-    head: Facts = {"file": path.name, "size_bytes": len(raw)}
-    if suffix == ".onnx":
-        return {**head, "kind": "onnx", **_onnx_facts(raw, path.name)}
-    if suffix == ".tflite":
-        lite = asdict(read_tflite(raw, path.name))
-        return {**head, "kind": "tflite", **lite}
-    raise InputError(
-        f"{path.name} is neither {SUFFIX}, .onnx nor .tflite; nothing is known of it"
-    )
-
-
-def bench(path: Path, *, seconds: float = 2.0, threads: int | None = None) -> Facts:
-    """Latency, load time and memory of a bundle or an ``.onnx`` file, here.
-
-    A bundle is run on its golden inputs, another model on zeros of batch 1.
-
-    Raises:
-        InputError: the file is refused by the reader or by its runtime.
-        MachineLacks: the runtime is not here.
-        InputError: it is a bundle that is not what it says.
-    """
-    suffix = path.suffix.lower()
-    options = {} if threads is None else {"threads": threads}
-    if suffix == ".tflite":
-        read_tflite(_read(path), path.name)
-        raise MachineLacks(f"{path.name}: no LiteRT runtime here; it cannot be timed")
-    if suffix != SUFFIX:
-        facts = inspect(path)
-        feeds = [_zeros(facts["inputs"])]
-        result = _probed(
-            ProbeRequest(
-                path,
-                "onnxruntime",
-                options,
-                feeds,
-                seconds=seconds,
-                runs=RUNS_MAX,
-            )
-        )
-        return {"file": path.name, "runtime": "onnxruntime", **_timed(result, options)}
-    bundle = opened(path)
-    spec = bundle.manifest.runtime
-    own = {**spec.options, **options}
-    result = _run(bundle, _golden_inputs(bundle), own, seconds)
-    return {"file": path.name, "runtime": spec.name, **_timed(result, own)}
-
-
 def diff(before: Path, after: Path, thresholds: Thresholds | None = None) -> DiffReport:
     """How ``after`` differs from ``before``, and whether it is worse than allowed.
 
@@ -147,7 +82,7 @@ def diff(before: Path, after: Path, thresholds: Thresholds | None = None) -> Dif
         before=f"{before.name} {old.sha256[:12]}",
         after=f"{after.name} {new.sha256[:12]}",
         size_bytes=(old.size_bytes, new.size_bytes),
-        operators=_changed(_operators(old), _operators(new), 0),
+        operators=_changed(operators(old), operators(new), 0),
         manifest=_manifest_changes(old.manifest, new.manifest),
     )
     report = _accuracy(report, old.manifest.metrics.accuracy, new.manifest)
@@ -163,23 +98,6 @@ def diff_values(report: DiffReport) -> Facts:
     return {**asdict(report), "regressed": report.regressed}
 
 
-def render_facts(facts: Facts) -> list[str]:
-    """Facts as aligned lines, nested ones indented below their name."""
-    lines: list[str] = []
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
-            lines.append(key)
-            lines += [f"  {line}" for line in render_facts(value)]
-        elif isinstance(value, (list, tuple)) and any(
-            isinstance(item, dict) for item in value
-        ):
-            lines.append(key)
-            lines += [f"  {_row(item)}" for item in value]
-        else:
-            lines.append(f"{key:<20} {_word(value)}".rstrip())
-    return lines
-
-
 def render_diff(report: DiffReport) -> list[str]:
     """The report as lines: what changed, what could not be told, what regressed."""
     rows: list[tuple[str, object, object]] = [
@@ -192,135 +110,15 @@ def render_diff(report: DiffReport) -> list[str]:
         rows.append((f"latency_ms ({report.latency_where})", *report.latency_ms))
     rows += [(f"operator {name}", *pair) for name, pair in report.operators.items()]
     rows += [(name, *pair) for name, pair in report.manifest.items()]
-    lines = [f"{name:<28} {_word(a)} -> {_word(b)}" for name, a, b in rows]
+    lines = [f"{name:<28} {word(a)} -> {word(b)}" for name, a, b in rows]
     if report.max_abs_diff is not None:
         lines.append(
             f"{'outputs':<28} max |diff| {report.max_abs_diff:.6g}, flips "
-            f"{_word(report.flip_rate)} over {report.compared_inputs} golden inputs"
+            f"{word(report.flip_rate)} over {report.compared_inputs} golden inputs"
         )
     lines += [f"not compared: {why}" for why in report.not_compared]
     lines += [f"regression: {why}" for why in report.regressions]
     return lines if report.regressed else [*lines, "no regression"]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file")
-        size = path.stat().st_size
-        if size > MODEL_BYTES_MAX:
-            raise InputError(f"{path} has {size} bytes; at most {MODEL_BYTES_MAX}")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _bundle_facts(path: Path, bundle: Bundle) -> Facts:
-    manifest = bundle.manifest.model_dump(mode="json")
-    members = manifest.pop("members")
-    return {
-        "file": path.name,
-        "kind": "bundle",
-        "sha256": bundle.sha256,
-        "size_bytes": bundle.size_bytes,
-        **manifest,
-        "operators": _operators(bundle),
-        "members": members,
-    }
-
-
-def _onnx_facts(raw: bytes, name: str) -> Facts:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    from ..graphs.protos import nodes, real_inputs, spec_of
-
-    try:
-        model = onnx.ModelProto.FromString(raw)
-    except DecodeError as error:
-        raise InputError(f"{name} is not a readable ONNX file: {error}") from error
-    if not model.graph.node:
-        raise InputError(f"{name} is not a readable ONNX file: its graph is empty")
-    return {
-        "opsets": {one.domain or "ai.onnx": one.version for one in model.opset_import},
-        "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "inputs": [spec_of(one).model_dump() for one in real_inputs(model.graph)],
-        "outputs": [
-            spec_of(one, "output").model_dump() for one in model.graph.output
-        ],
-        "operators": dict(sorted(Counter(one.op_type for one in nodes(model)).items())),
-    }  # fmt: skip
-
-
-def _operators(bundle: Bundle) -> dict[str, int]:
-    entry = bundle.manifest.artifact
-    raw = bundle.member(entry)
-    if entry.endswith(".onnx"):
-        operators: dict[str, int] = _onnx_facts(raw, entry)["operators"]
-        return operators
-    if entry.endswith(".tflite"):
-        return read_tflite(raw, entry).operators
-    if entry.endswith(".xml"):
-        # OpenVINO IR; a pattern, so that no XML parser meets what is not ours
-        kinds = re.findall(rb'<layer [^>]*?\btype="([A-Za-z0-9_]+)"', raw)
-        counts = Counter(kind.decode() for kind in kinds)
-        return dict(sorted(counts.items()))
-    return {}
-
-
-def _golden_inputs(bundle: Bundle) -> list[Feeds]:
-    path = bundle.path_of("golden")
-    if path is None:
-        raise BundleError("the bundle has no golden vectors to run it on")
-    return list(read_golden(bundle.member(path), path).inputs)
-
-
-def _zeros(inputs: Sequence[Mapping[str, Any]]) -> Feeds:
-    specs = [TensorSpec.model_validate(one) for one in inputs]
-    return {
-        spec.name: np.zeros([max(size, 1) for size in spec.shape], spec.dtype)
-        for spec in specs
-    }
-
-
-def _timed(result: ProbeResult, options: Mapping[str, Any]) -> Facts:
-    return {
-        "runtime_version": result.version,
-        "options": dict(options),
-        "machine": machine.name(),
-        "runs": len(result.latencies_ms),
-        "latency_p50_ms": float(np.quantile(result.latencies_ms, 0.50)),
-        "latency_p99_ms": float(np.quantile(result.latencies_ms, 0.99)),
-        "load_ms": result.load_ms,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "baseline_memory_bytes": result.baseline_bytes,
-    }
-
-
-def _probed(request: ProbeRequest) -> ProbeResult:
-    try:
-        return probe(request)
-    except ArtifactError as error:
-        raise InputError(str(error)) from error
-    except MachineError as error:
-        raise MachineLacks(str(error)) from error
-
-
-def _run(
-    bundle: Bundle, feeds: Sequence[Feeds], options: Mapping[str, Any], seconds: float
-) -> ProbeResult:
-    with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
-        unpack(bundle, Path(folder, "bundle"))
-        return _probed(
-            ProbeRequest(
-                Path(folder, "bundle", bundle.manifest.artifact),
-                bundle.manifest.runtime.name,
-                options,
-                feeds,
-                seconds=seconds,
-                runs=RUNS_MAX,
-            )
-        )
 
 
 def _accuracy(report: DiffReport, old: Score, manifest: Manifest) -> DiffReport:
@@ -357,13 +155,13 @@ def _answers(report: DiffReport, old: Bundle, new: Bundle) -> DiffReport:
     lack = _lack(a) or _lack(b)
     if lack:
         return untold(lack)
-    feeds = _union(_golden_inputs(old), _golden_inputs(new))
+    feeds = _union(golden_inputs(old), golden_inputs(new))
     try:
-        first = _run(old, feeds, a.runtime.options, 0.5)
+        first = run_bundle(old, feeds, a.runtime.options, 0.5)
     except (InputError, MachineLacks) as error:
         return untold(f"the first does not run here: {error}")
     try:
-        second = _run(new, feeds, b.runtime.options, 0.5)
+        second = run_bundle(new, feeds, b.runtime.options, 0.5)
     except MachineLacks as error:
         return untold(f"the second does not run here: {error}")
     except InputError as error:
@@ -456,19 +254,3 @@ def _changed(
         for name in sorted({*left, *right})
         if left.get(name, absent) != right.get(name, absent)
     }
-
-
-def _row(item: object) -> str:
-    if not isinstance(item, Mapping):
-        return _word(item)
-    return "  ".join(f"{key} {_word(value)}" for key, value in item.items())
-
-
-def _word(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_word, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_word(v)}" for k, v in value.items()) + "}"
-    return "-" if value is None else str(value)

@@ -59,6 +59,7 @@ def report_values(outcome: BuildOutcome) -> dict[str, Any]:
         "machine": outcome.machine,
         "labels": outcome.labels,
         "reproduce": outcome.reproduce,
+        "warnings": outcome.warnings,
         "targets": [_target(outcome, one) for one in outcome.targets],
     }
     plain = _plain(values, "report")

@@ -198,6 +198,9 @@ class Report(_Part):
     machine: dict[str, Any] = Field(description="build machine")
     labels: list[str] = Field(description="class names by number")
     reproduce: list[str] = Field(description="commands that make this report again")
+    warnings: list[str] = Field(
+        default=[], description="what to know before trusting any figure"
+    )
     targets: list[Target] = Field(description="one per target, in recipe order")
 
 

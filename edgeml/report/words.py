@@ -158,7 +158,7 @@ def summary_lines(outcome: BuildOutcome) -> list[str]:
             lines += _why_not(target, width)
         else:
             lines.append(f"{target.target:<{width}}  {_shipped(outcome, target)}")
-    return lines
+    return lines + [f"warning: {text}" for text in outcome.warnings]
 
 
 def _shipped(outcome: BuildOutcome, target: TargetOutcome) -> str:

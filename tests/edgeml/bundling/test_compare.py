@@ -11,15 +11,9 @@ import pytest
 from device_agent.contract import machine
 from device_agent.contract.manifest import Isa
 from device_agent.contract.tensors import Array
-from edgeml.bundling.compare import (
-    Thresholds,
-    bench,
-    diff,
-    diff_values,
-    inspect,
-    render_diff,
-    render_facts,
-)
+from edgeml.bundling.compare import Thresholds, diff, diff_values, render_diff
+from edgeml.bundling.facts import inspect, render_facts
+from edgeml.bundling.running import bench, check_file
 from edgeml.errors import InputError, MachineLacks
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -154,6 +148,37 @@ class TestBench:
         path.write_bytes(bundles.linear(np.eye(3, dtype=np.float32)))
         assert bench(path, seconds=0.05)["peak_memory_bytes"] > 1 << 20
 
-    def test_what_lacks_a_runtime(self) -> None:
-        with pytest.raises(MachineLacks):
-            bench(real("tflm/hello_world_int8.tflite"))
+    def test_a_tflite_file(self) -> None:
+        facts = bench(real("tflm/hello_world_int8.tflite"), seconds=0.05)
+        assert facts["runtime"] == "openvino"
+        assert facts["latency_p50_ms"] > 0
+
+    def test_a_tflite_file_that_only_litert_runs(self) -> None:
+        with pytest.raises(MachineLacks, match="takes a LiteRT runtime"):
+            bench(real("mnist/mnist_lstm_int8.tflite"))
+
+
+class TestCheckFile:
+    def test_what_is_sound(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.onnx"
+        path.write_bytes(bundles.linear(np.eye(3, dtype=np.float32)))
+        assert check_file(path)["ok"]
+        tflite = check_file(real("mlperf_tiny_kws/kws_ref_model.tflite"))
+        assert tflite["outputs"] == {"Identity": [1, 12]}
+
+    def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.onnx"
+        path.write_bytes(bundles.linear(np.full((3, 3), np.nan, np.float32)))
+        with pytest.raises(InputError, match="not finite"):
+            check_file(path)
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("person_detect", "quantized_dimension must be in range"),
+            ("audio_preprocessor_int8", "SignalWindow .* is a custom operator"),
+        ],
+    )
+    def test_files_that_no_runtime_takes(self, name: str, reason: str) -> None:
+        with pytest.raises(InputError, match=reason):
+            check_file(real(f"tflm/{name}.tflite"))

@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
     start = (
         "import sys; sys.path.append(sys.argv.pop(1));"
         f"sys.path.append({str(tmp_path)!r});"
-        "from edgeml import sandbox;"
+        "from edgeml.intake import sandbox;"
         "sandbox.TASKS.update({n: 'hostiletasks:' + n for n in "
         "'facts refuses lacks fails greedy spins sleeps crashes leaves writes opens'"
         ".split()}); sandbox.main()"

@@ -162,7 +162,7 @@ def test_other_processes_make_the_same_bytes(tmp_path):
     path.write_bytes(network().SerializeToString())
     code = (
         "import hashlib, numpy, onnx, sys\n"
-        "from edgeml import preparation\n"
+        "from edgeml.graphs import preparation\n"
         "from edgeml.quantizers import ort\n"
         "x = numpy.linspace(-1, 1, 72, dtype='f4').reshape(1, 2, 6, 6)\n"
         "p = preparation.prepare(onnx.load(sys.argv[1]))\n"

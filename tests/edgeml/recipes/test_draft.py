@@ -1,5 +1,6 @@
 """What ``edgeml init`` writes is a recipe, whatever the model's inputs are."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -190,3 +191,28 @@ def test_real_models(name: str, tmp_path: Path):
     out = tmp_path / "recipe.toml"
     out.write_text(draft(path, out))
     assert read_recipe(out).model.inputs == {}
+
+
+def test_a_drafted_recipe_builds_and_the_build_warns(tmp_path):
+    """``edgeml init`` then ``edgeml build``, as a newcomer does it, without data."""
+    import subprocess
+    import sys
+
+    import bundles
+
+    (tmp_path / "m.onnx").write_bytes(bundles.linear(np.eye(3, dtype=np.float32)))
+
+    def edgeml(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "edgeml", *arguments], cwd=tmp_path,
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )  # fmt: skip
+
+    assert edgeml("init", "m.onnx").returncode == 0
+    done = edgeml("build", "recipe.toml")
+    assert done.returncode == 0, done.stderr
+    assert "validation samples are random numbers" in done.stdout
+    (report,) = (tmp_path / "build").glob("*/report.html")
+    assert "validation samples are random numbers" in report.read_text()
+    assert edgeml("init", "m.onnx").returncode == 2, "it never overwrites a recipe"

@@ -9,6 +9,7 @@ The rules it keeps:
 4. Equal scores are ordered by index, so that every machine gives the same list.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -86,13 +87,13 @@ class AnswerStep(Step):
     final: ClassVar[bool] = False
     """Whether it makes the result, so that nothing may follow."""
 
+    @abstractmethod
     def __call__(self, answer: Answer) -> Answer:
         """Run the step.
 
         Raises:
             StepError: the outputs are not those that the step takes.
         """
-        raise NotImplementedError
 
 
 class ScoreStep(AnswerStep):
@@ -103,13 +104,13 @@ class ScoreStep(AnswerStep):
         name = answer.only()
         return replace(answer, outputs={name: self.change(answer.outputs[name])})
 
+    @abstractmethod
     def change(self, array: Array) -> Array:
         """The changed output.
 
         Raises:
             StepError: the array is not one the step takes.
         """
-        raise NotImplementedError
 
 
 class SelectOutput(AnswerStep):

@@ -8,12 +8,12 @@ Drift is measured against it. The rules it keeps:
 3. ``format`` is 1; another value is refused by name. Unknown fields are ignored.
 """
 
-import json
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .document import read_document
 from .errors import BundleError
 from .signals import SIGNALS_MAX, InputView, Kind
 
@@ -102,24 +102,7 @@ def parse_baseline(raw: bytes) -> Baseline:
     Raises:
         BundleError: too large, not JSON, an unknown format, or a field is wrong.
     """
-    if len(raw) > BASELINE_BYTES_MAX:
-        raise BundleError(
-            f"the baseline has {len(raw)} bytes; at most {BASELINE_BYTES_MAX} allowed"
-        )
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"the baseline is not JSON: {error}") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        found = value.get("format") if isinstance(value, dict) else type(value).__name__
-        raise BundleError(
-            f"baseline format {found!r} is unknown; this program reads {FORMAT}"
-        )
-    try:
-        return Baseline.model_validate(value)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors()[:5]
-        )
-        raise BundleError(f"baseline: {wrong}") from error
+    return read_document(
+        raw, Baseline, what="the baseline", version=("format", FORMAT),
+        bytes_max=BASELINE_BYTES_MAX, error=BundleError,
+    )  # fmt: skip

@@ -12,8 +12,9 @@ The rules it keeps:
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from .document import read_document
 from .errors import ManifestError
 from .tensors import TensorSpec
 
@@ -153,26 +154,7 @@ def parse_manifest(raw: bytes) -> Manifest:
         ManifestError: too large, not JSON, an unknown format, or a field is wrong;
             the text names the first wrong fields.
     """
-    if len(raw) > MANIFEST_BYTES_MAX:
-        raise ManifestError(
-            f"manifest.json has {len(raw)} bytes; at most {MANIFEST_BYTES_MAX} allowed"
-        )
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"manifest.json is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ManifestError("manifest.json is not a JSON object")
-    if value.get("format") != FORMAT:
-        raise ManifestError(
-            f"manifest format {value.get('format')!r} is unknown; "
-            f"this program reads format {FORMAT}"
-        )
-    try:
-        return Manifest.model_validate(value)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors()[:5]
-        )
-        raise ManifestError(f"manifest.json: {wrong}") from error
+    return read_document(
+        raw, Manifest, what="manifest.json", version=("format", FORMAT),
+        bytes_max=MANIFEST_BYTES_MAX, error=ManifestError,
+    )  # fmt: skip

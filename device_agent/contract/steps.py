@@ -11,6 +11,7 @@ The rules it keeps:
 """
 
 import json
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -39,7 +40,7 @@ Positives = Annotated[
 ]
 
 
-class Step(BaseModel):
+class Step(BaseModel, ABC):
     """Parameters of one step; subclasses say what it does with data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -91,26 +92,27 @@ class Step(BaseModel):
 class ArrayStep(Step):
     """Array in, array out."""
 
+    @abstractmethod
     def __call__(self, array: Array) -> Array:
         """Run the step.
 
         Raises:
             StepError: the array's rank, shape or dtype is not one the step takes.
         """
-        raise NotImplementedError
 
 
 class DecodeStep(Step):
     """Bytes of a file in, array out."""
 
+    @abstractmethod
     def decode(self, body: bytes) -> Array:
         """The array that the file holds.
 
         Raises:
             StepError: damaged, of another kind, or over a limit.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def admit(self, array: Array) -> Array:
         """Pass on an array that already is what ``decode`` would give.
 
@@ -119,7 +121,6 @@ class DecodeStep(Step):
         Raises:
             StepError: it is not.
         """
-        raise NotImplementedError
 
 
 def check_rank(array: Array, ranks: tuple[int, ...], words: str) -> None:

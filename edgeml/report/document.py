@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+
+from device_agent.contract.document import read_document
 
 from ..errors import InputError
 from ..outcome import BuildOutcome, Candidate, Evaluation, TargetOutcome
@@ -74,29 +75,11 @@ def read_report(raw: bytes) -> dict[str, Any]:
         InputError: too large, not JSON, an unknown schema, or a field is wrong; the
             text names the first wrong fields.
     """
-    if len(raw) > REPORT_BYTES_MAX:
-        raise InputError(
-            f"report.json has {len(raw)} bytes; at most {REPORT_BYTES_MAX} are read"
-        )
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"report.json is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError("report.json is not a JSON object")
-    if value.get("schema") != SCHEMA:
-        raise InputError(
-            f"report.json has schema {value.get('schema')!r}; this program reads "
-            f"schema {SCHEMA}: build again, or use the program that wrote it"
-        )
-    try:
-        Report.model_validate(value)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors()[:5]
-        )
-        raise InputError(f"report.json: {wrong}") from error
+    read_document(
+        raw, Report, what="report.json", version=("schema", SCHEMA),
+        bytes_max=REPORT_BYTES_MAX, error=InputError,
+    )  # fmt: skip
+    value: dict[str, Any] = json.loads(raw)
     return value
 
 

@@ -177,7 +177,7 @@ def test_a_value_without_a_form_is_named():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"schema": 2}, "schema 2; this program reads schema 1"),
+        ({"schema": 2}, "schema 2 is unknown; this program reads schema 1"),
         ({"targets": None}, "targets: Input should be a valid list"),
         ({"better": "sideways"}, "better"),
     ],

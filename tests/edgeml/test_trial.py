@@ -83,7 +83,7 @@ def test_the_verdict_names_the_chosen_one_and_holds_its_bytes(attempt: Try) -> N
 
 
 def test_a_candidate_that_was_judged_has_every_figure(attempt: Try) -> None:
-    verdict, made = attempt([FP32, MINMAX])
+    verdict, _ = attempt([FP32, MINMAX])
     for one in verdict.outcome.candidates:
         assert one.evaluation is not None
         assert one.latency is not None
@@ -280,7 +280,7 @@ def test_where_float32_fails_the_target_fails(attempt: Try) -> None:
 
 
 def test_where_a_quantized_one_holds_there_is_no_rescue(attempt: Try) -> None:
-    verdict, made = attempt([FP32, MINMAX])
+    verdict, _ = attempt([FP32, MINMAX])
     assert mixed(verdict) == []
 
 
@@ -306,7 +306,7 @@ def test_neither_recipe_nor_target_gets_mixed_precision_unwanted(
 
 
 def test_the_rescue_puts_the_worst_layers_back_until_it_holds(attempt: Try) -> None:
-    verdict, made = attempt([FP32, MINMAX], NO_FLIPS)
+    verdict, _ = attempt([FP32, MINMAX], NO_FLIPS)
     base = by_name(verdict)[MINMAX.name]
     steps = mixed(verdict)
     assert base.status == "missed"
@@ -323,7 +323,7 @@ def test_the_rescue_puts_the_worst_layers_back_until_it_holds(attempt: Try) -> N
 
 def test_the_rescue_starts_from_the_two_most_accurate(attempt: Try) -> None:
     others = [static("int8 s8", activation="s8"), static("int8 7", reduce_range=True)]
-    verdict, made = attempt([FP32, DEFAULT, MINMAX, *others], NEVER)
+    verdict, _ = attempt([FP32, DEFAULT, MINMAX, *others], NEVER)
     accuracy = {
         one.name: one.evaluation.metrics["top1"]
         for one in verdict.outcome.candidates

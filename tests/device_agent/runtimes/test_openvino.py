@@ -131,7 +131,7 @@ def test_a_device_that_is_not_here_is_named(openvino, artifact):
         ("model.xml", b"not xml", "is not XML"),
         ("model.xml", b"", "is not XML"),
         ("model.xml", b"<net name='a'></net>", "bin is not beside it"),
-        ("model.pkl", b"", "opens .xml and .onnx"),
+        ("model.pkl", b"", "opens .xml, .onnx and .tflite"),
     ],
 )
 def test_what_is_no_model_is_refused(openvino, tmp_path, name, content, said):

@@ -83,7 +83,7 @@ def test_the_verdict_names_the_chosen_one_and_holds_its_bytes(attempt: Try) -> N
 
 
 def test_a_candidate_that_was_judged_has_every_figure(attempt: Try) -> None:
-    verdict, _ = attempt([FP32, MINMAX])
+    verdict, made = attempt([FP32, MINMAX])
     for one in verdict.outcome.candidates:
         assert one.evaluation is not None
         assert one.latency is not None

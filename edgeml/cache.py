@@ -116,6 +116,12 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be written: {place} is not open to you")
 
 
+def place(path: Path, data: bytes) -> None:
+    """Have these bytes at ``path``; what is there and differs is written again."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left half-written below a folder."""
     for path in folder.rglob(".*.part"):
@@ -148,7 +154,7 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         digest, _, data = raw.partition(b"\n")
-        return data if digest.decode() == digest_of(data) else None
+        return data if digest == digest_of(data).encode() else None
 
     def write(self, key: str, data: bytes) -> None:
         """Store an entry; it appears whole or not at all."""

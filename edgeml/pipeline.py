@@ -29,7 +29,15 @@ from targets.profile import Target, load_target
 
 from .backends import backend
 from .bundling.packing import Shipment, bundle_of
-from .cache import Cache, digest_of, file_digest, sweep, tool_versions, write_atomic
+from .cache import (
+    Cache,
+    digest_of,
+    file_digest,
+    place,
+    sweep,
+    tool_versions,
+    write_atomic,
+)
 from .choice import allowed_drop
 from .errors import BackendError, MachineLacks
 from .evaluation.measure import Measurements, machine_name
@@ -241,8 +249,7 @@ class Build:
     def _run_oracle(self, subject: Subject) -> bytes:
         path = self._place.cache.folder / "artifacts" / subject.model_digest
         entry = path / "model.onnx"
-        if not entry.exists():
-            write_atomic(entry, subject.model.payload.SerializeToString())
+        place(entry, subject.model.payload.SerializeToString(deterministic=True))
         target = load_target("reference")
         session = runtime(target.runtime).load(entry, target.runtime_options)
         try:
@@ -352,10 +359,10 @@ def _warnings(recipe: Recipe) -> tuple[str, ...]:
 
 def host_refusals(target: Target) -> list[str]:
     """Why this machine cannot validate artifacts of a target, if so."""
-    if target.arch != platform.machine():
+    if target.arch != machine.arch():
         return [
             f"needs {target.arch} to be validated and this machine is "
-            f"{platform.machine()}"
+            f"{machine.arch()}"
         ]
     missing = machine.lacks(target.isa, machine.features())
     return [

@@ -131,13 +131,15 @@ class Trial:
                 evaluation=bench.evaluate(artifact, self._reference),
                 latency=bench.latency(artifact, self._float),
                 coverage=bench.coverage(artifact),
+                layer_errors=()
+                if tried.spec.quantizer is None
+                else bench.layer_errors(artifact),
             )
+            memory, load_ms = bench.memory(artifact)
         except BackendError as error:
+            if tried.spec.precision == "fp32":
+                raise  # without it nothing can be compared
             return _failed(tried, str(error))
-        if tried.spec.quantizer is not None:
-            errors = bench.layer_errors(artifact)
-            candidate = replace(candidate, layer_errors=errors)
-        memory, load_ms = bench.memory(artifact)
         candidate = replace(candidate, peak_memory_bytes=memory, load_ms=load_ms)
         candidate = self._gated(candidate)
         self._tell(candidate)
@@ -168,7 +170,7 @@ class Trial:
         )
 
     def _holds_accuracy(self, tried: Sequence[Tried]) -> bool:
-        quantized = [one for one in tried if one.spec.quantizer is not None]
+        quantized = [one for one in tried if one.spec.quantizer and one.spec.ships]
         return not quantized or any(
             one.candidate.evaluation is not None
             and not ACCURACY_LIMITS & {miss.limit for miss in one.candidate.misses}
@@ -184,7 +186,9 @@ class Trial:
         judged = [
             one
             for one in tried
-            if one.spec.precision == "int8" and one.candidate.layer_errors
+            if one.spec.precision == "int8"
+            and one.spec.ships
+            and one.candidate.layer_errors
         ]
         judged.sort(key=lambda one: -score(one.candidate, self._bench.subject.metric))
         rescued: list[Tried] = []

@@ -20,7 +20,7 @@ from device_agent.runtimes.base import Coverage, Session
 from targets.profile import Target
 
 from .backends.base import Backend
-from .cache import Cache, write_atomic
+from .cache import Cache, place
 from .candidate import Artifact, LayerError, Spec
 from .errors import BackendError, InputError
 from .evaluation.evaluate import evaluate
@@ -126,8 +126,7 @@ class Workbench:
         """The artifact's entry file on disk, written where it is missing."""
         folder = self._cache.folder / "artifacts" / artifact.digest
         for name, data in artifact.files.items():
-            if not (folder / name).exists():
-                write_atomic(folder / name, data)
+            place(folder / name, data)
         return folder / artifact.entry
 
     def open(self, artifact: Artifact) -> Session:
@@ -205,6 +204,8 @@ class Workbench:
                     candidate, plain, self.subject.validation.feeds[:16],
                     threads=self.target.threads, seconds=LATENCY_SECONDS,
                 )  # fmt: skip
+            except DeviceError as error:
+                raise BackendError(str(error)) from error
             finally:
                 candidate.close()
                 plain.close()

@@ -36,7 +36,7 @@ from .bundle import pack
 from .card import card_markdown
 from .provenance import Component, package_components, provenance, sbom
 
-GOLDEN_SAMPLES = 12
+GOLDEN_VECTORS = 16
 GOLDEN_EDGES = ("zeros", "lowest", "highest", "checkerboard")
 
 
@@ -111,14 +111,15 @@ def _manifest(
 
 
 def _golden(ship: Shipment, target: Target, session: Session) -> bytes:
-    feeds = golden_feeds(ship.subject)
-    runs = [session.predict(feed) for feed in feeds]
     # An edge that the model answers with NaN proves nothing: NaN equals nothing.
-    kept = [index for index, run in enumerate(runs) if _finite(run)]
+    edges = [
+        edge for edge in golden_edges(ship.subject) if _finite(session.predict(edge))
+    ]
+    feeds = [*spread(ship.subject, GOLDEN_VECTORS - len(edges)), *edges]
     tolerance = target.tolerances[ship.candidate.precision]
     return write_golden(
-        [feeds[index] for index in kept],
-        [runs[index] for index in kept],
+        feeds,
+        [session.predict(feed) for feed in feeds],
         {spec.name: Bound(tolerance.atol, tolerance.rtol) for spec in session.outputs},
     )
 
@@ -128,22 +129,27 @@ def _baseline(ship: Shipment, answers: Mapping[str, Array]) -> bytes:
     return canonical_json(baseline(split.feeds, answers, split.labels, output=output))
 
 
-def golden_feeds(subject: Subject) -> list[Feeds]:
-    """Inputs for the golden vectors: spread samples, then the edges of their range.
-
-    Edge cases change floating inputs only; an input of another kind (a sampling rate,
-    a token) keeps a sample's value, for not every integer is a valid one.
-    """
+def spread(subject: Subject, count: int) -> list[Feeds]:
+    """So many validation samples, evenly from the first to the last."""
     feeds = subject.validation.feeds
-    places = np.linspace(0, len(feeds) - 1, GOLDEN_SAMPLES).round().astype(int)
-    spread = [feeds[place] for place in places]
-    low, high = _ranges(spread)
-    return spread + [
+    places = np.linspace(0, len(feeds) - 1, count).round().astype(int)
+    return [feeds[place] for place in places]
+
+
+def golden_edges(subject: Subject) -> list[Feeds]:
+    """Inputs at the edges of the samples' range.
+
+    Only floating inputs change; an input of another kind (a sampling rate, a token)
+    keeps a sample's value, for not every integer is a valid one.
+    """
+    samples = spread(subject, GOLDEN_VECTORS)
+    low, high = _ranges(samples)
+    return [
         {
             name: _edge(kind, array, low[name], high[name])
             if array.dtype.kind == "f"
             else array
-            for name, array in spread[0].items()
+            for name, array in samples[0].items()
         }
         for kind in GOLDEN_EDGES
     ]

@@ -12,11 +12,12 @@ from device_agent.contract.golden import read_golden
 from device_agent.contract.tensors import TensorSpec
 from edgeml.bundling.packing import (
     GOLDEN_EDGES,
-    GOLDEN_SAMPLES,
+    GOLDEN_VECTORS,
     Shipment,
     bundle_of,
-    golden_feeds,
+    golden_edges,
     recipe_facts,
+    spread,
 )
 from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.model import Model
@@ -146,31 +147,33 @@ def other(feeds: list[dict[str, np.ndarray]]) -> Subject:
 
 def test_golden_inputs_are_spread_samples_and_the_edges_of_their_range() -> None:
     values = np.linspace(-2, 3, 40, dtype=np.float32)
-    found = golden_feeds(other([{"x": np.full((1, 4), one)} for one in values]))
-    assert len(found) == GOLDEN_SAMPLES + len(GOLDEN_EDGES) == 16
+    given = other([{"x": np.full((1, 4), one)} for one in values])
+    found, edges = spread(given, 12), golden_edges(given)
+    assert len(found) == 12
     assert found[0]["x"][0, 0] == -2
-    assert found[GOLDEN_SAMPLES - 1]["x"][0, 0] == 3
-    zeros, lowest, highest, board = (one["x"] for one in found[GOLDEN_SAMPLES:])
+    assert found[-1]["x"][0, 0] == 3
+    assert len(edges) == len(GOLDEN_EDGES)
+    zeros, lowest, highest, board = (one["x"] for one in edges)
     assert (zeros == 0).all()
     assert (lowest == -2).all()
     assert (highest == 3).all()
     assert board.ravel().tolist() == [-2, 3, -2, 3]
-    assert {one["x"].dtype for one in found} == {np.dtype(np.float32)}
+    assert {one["x"].dtype for one in found + edges} == {np.dtype(np.float32)}
 
 
 def test_an_integer_input_keeps_a_samples_value_in_every_edge() -> None:
-    found = golden_feeds(
+    edges = golden_edges(
         other([
             {"x": np.full((1, 4), n, np.float32), "rate": np.full((1, 1), 16_000 + n)}
             for n in range(20)
         ])
     )  # fmt: skip
-    for edge in found[GOLDEN_SAMPLES:]:
+    for edge in edges:
         assert edge["rate"].tolist() == [[16_000]]
 
 
 def test_few_samples_are_taken_more_than_once() -> None:
-    assert len(golden_feeds(other([{"x": np.ones((1, 4), np.float32)}]))) == 16
+    assert len(spread(other([{"x": np.ones((1, 4), np.float32)}]), 16)) == 16
 
 
 def test_an_edge_that_is_answered_with_no_number_is_left_out(
@@ -195,4 +198,4 @@ def test_an_edge_that_is_answered_with_no_number_is_left_out(
     monkeypatch.setattr(work, "open", logarithm)
     golden = read_golden(read_bundle(bundle_of(ship, work)).member("golden.npz"))
     assert not any((one["image"] == 0).all() for one in golden.inputs)
-    assert len(golden) >= GOLDEN_SAMPLES
+    assert len(golden) >= GOLDEN_VECTORS

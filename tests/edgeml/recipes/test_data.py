@@ -69,6 +69,9 @@ def test_a_split_that_was_read_is_not_touched(work: Path) -> None:
     assert found.given(MODEL).validation is found.validation
 
 
-def test_what_is_not_there_is_named(work: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.npz: no such file"):
-        splits(work, "absent.npz")
+def test_what_goes_after_the_recipe_was_read_is_named(work: Path) -> None:
+    splits(work, "train.npz")
+    recipe = read_recipe(work / "recipe.toml")
+    (work / "train.npz").unlink()
+    with pytest.raises(DataError, match=r"train\.npz: no such file"):
+        load_splits(recipe)

@@ -361,8 +361,7 @@ def host_refusals(target: Target) -> list[str]:
     """Why this machine cannot validate artifacts of a target, if so."""
     if target.arch != machine.arch():
         return [
-            f"needs {target.arch} to be validated and this machine is "
-            f"{machine.arch()}"
+            f"needs {target.arch} to be validated and this machine is {machine.arch()}"
         ]
     missing = machine.lacks(target.isa, machine.features())
     return [

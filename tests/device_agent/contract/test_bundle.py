@@ -279,7 +279,7 @@ def test_pickles_are_found(protocol: int) -> None:
     "data",
     [
         npy(np.array([None])),
-        gzip.compress(b"x"),
+        gzip.compress(b"x", mtime=0),
         zipped("archive/data.pkl", b"anything"),
         zipped("in.zip", zipped("a", b"b")),
         b"PK\x03\x04 damaged",

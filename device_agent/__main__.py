@@ -88,7 +88,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _lines(report: Any) -> str:
-    gated = "gated" if report.latency_gated else "not gated: measured elsewhere"
+    if report.latency_limit_ms is None:
+        gated = "no limit is stated"
+    elif report.latency_gated:
+        gated = f"at most {report.latency_limit_ms:g} ms"
+    else:
+        gated = "not gated: the limit is another machine's"
     return (
         f"{report.name} {report.version} for {report.target}: ok\n"
         f"  sha256   {report.sha256}\n"

@@ -9,6 +9,8 @@
 5. a folder               image or wav files, one sub-folder per class
 """
 
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import arrays, catalog, folder, function, table
@@ -16,6 +18,8 @@ from .errors import DataError, MissingData, OverlapError
 from .sample import Array, Dataset, DataSource, Sample
 
 OVERLAPS_SHOWN = 5
+SAMPLE_PACKAGES = ("numpy", "scikit-learn", "scikit-image")
+"""Packages that ship samples, or make them, for the sets that we describe."""
 
 
 def load(source: DataSource, home: Path) -> Dataset:
@@ -33,6 +37,37 @@ def load(source: DataSource, home: Path) -> Dataset:
     if function.names_code(source.location):
         return function.read(source, home, files)
     return _read(home / source.location, source)
+
+
+def identity(source: DataSource, home: Path) -> str | None:
+    """A digest that is the same while ``load`` would give the same, without loading.
+
+    None where that cannot be told: the user's own function may read anything.
+
+    Raises:
+        MissingData: the set or its files are not there.
+    """
+    given: dict[str, Path] = {}
+    if source.location.startswith(catalog.PREFIX):
+        source, home, given = catalog.resolve(source)
+    elif function.names_code(source.location):
+        return None
+    digest = hashlib.sha256(repr(source).encode())
+    for path in given.values() or [home / source.location]:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(f"\0{file.relative_to(path)}\0".encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    digest.update(repr([_version(name) for name in SAMPLE_PACKAGES]).encode())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _read(path: Path, source: DataSource) -> Dataset:
@@ -86,5 +121,5 @@ def check_disjoint(calibration: Dataset, validation: Dataset) -> None:
 
 __all__ = [
     "Array", "DataError", "DataSource", "Dataset", "MissingData", "OverlapError",
-    "Sample", "check_disjoint", "load",
+    "Sample", "check_disjoint", "identity", "load",
 ]  # fmt: skip

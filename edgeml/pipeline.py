@@ -44,7 +44,7 @@ from .evaluation.measure import Measurements, machine_name
 from .imported import Imported, graph_of
 from .outcome import BuildOutcome, Evaluation, TargetOutcome
 from .progress import Progress
-from .recipes.data import RANDOM, Splits, load_splits
+from .recipes.data import RANDOM, Splits, load_splits, splits_identity
 from .recipes.feeds import Prepared, Preparer
 from .recipes.recipe import Recipe, read_recipe
 from .recipes.sources import commit_of, source_digests
@@ -102,12 +102,13 @@ class Build:
         """
         sweep(self._place.out)
         self._progress.stage("reading data")
-        splits = load_splits(self.recipe)
+        seen = splits_identity(self.recipe)
+        splits = load_splits(self.recipe) if seen is None else None
         key = self._place.cache.key(
             "build",
             recipe=file_digest(self._path),
             sources=self._sources,
-            data=splits.digest,
+            data=seen if splits is None else splits.digest,
             targets=self._targets,
             machine=machine_name(),
             commit=self._commit,
@@ -118,7 +119,7 @@ class Build:
                 "nothing changed: bundles and report are as they were"
             )
             return known
-        outcome = self._build(splits)
+        outcome = self._build(splits or load_splits(self.recipe))
         self._remember(key, outcome)
         return outcome
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from calibration.dataset import Dataset, load
+from calibration.dataset import Dataset, identity, load
 
 from ..cache import digest_of
 from ..model import Model
@@ -64,3 +64,18 @@ def load_splits(recipe: Recipe) -> Splits:
             read[name] = load(source, recipe.folder)
     digest = digest_of({name: split.digest for name, split in read.items()})
     return Splits(read["calibration"], read["validation"], digest, random)
+
+
+def splits_identity(recipe: Recipe) -> str | None:
+    """A digest that stays while the recipe's samples do; None where only reading tells.
+
+    Raises:
+        DataError: a split is not there.
+    """
+    found = [
+        source.location
+        if source.location.startswith(RANDOM)
+        else identity(source, recipe.folder)
+        for source in (recipe.data.calibration, recipe.data.validation)
+    ]
+    return None if None in found else digest_of(found)

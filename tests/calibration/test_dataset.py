@@ -19,6 +19,7 @@ from calibration.dataset import (
     OverlapError,
     Sample,
     check_disjoint,
+    identity,
     load,
 )
 from calibration.sample import content_digest
@@ -288,3 +289,32 @@ def test_data_set_digest_sees_labels_slices_and_order() -> None:
     ]  # fmt: skip
     assert len({one.digest for one in variants}) == len(variants)
     assert Dataset((a, b)).digest == variants[0].digest
+
+
+def test_an_identity_stays_while_the_samples_do(tmp_path: Path) -> None:
+    path = saved(tmp_path / "d.npz", x=np.arange(4), y=np.arange(4))
+    source = DataSource("d.npz", "x", "y")
+    first = identity(source, tmp_path)
+    path.touch()
+    assert identity(source, tmp_path) == first
+    assert identity(DataSource("d.npz", "x"), tmp_path) != first
+    saved(path, x=np.arange(4) + 1, y=np.arange(4))
+    assert identity(source, tmp_path) != first
+
+
+def test_an_identity_covers_every_file_of_a_folder(tmp_path: Path) -> None:
+    source, picture = DataSource("."), tmp_path / "cat" / "a.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"one")
+    first = identity(source, tmp_path)
+    picture.rename(picture.with_name("b.png"))
+    renamed = identity(source, tmp_path)
+    picture.with_name("b.png").write_bytes(b"two")
+    assert len({first, renamed, identity(source, tmp_path)}) == 3
+
+
+def test_an_own_function_has_no_identity_and_a_described_set_has_one() -> None:
+    assert identity(DataSource("mine:samples"), Path()) is None
+    train = identity(DataSource("set:digits/train"), Path())
+    assert train is not None
+    assert train != identity(DataSource("set:digits/validation"), Path())

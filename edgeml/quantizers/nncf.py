@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from device_agent.contract.tensors import Feeds
 
@@ -26,6 +26,9 @@ OPSET_MIN = 13
 
 METHODS = ("minmax", "percentile")
 """Calibration methods of its own choice, besides the mean of each sample's range."""
+
+SUBSET_SIZE = 300
+"""Samples that NNCF looks at, as it does by default."""
 
 Preset = Literal["performance", "mixed"]
 Method = Literal["minmax", "percentile"]
@@ -48,20 +51,38 @@ def ranges(methods: Sequence[str], percentile: float) -> list[dict[str, Any]]:
     return found if methods else [{}]
 
 
+class Settings(TypedDict, total=False):
+    """What NNCF is told; what is not set is NNCF's own default.
+
+    ``fast_bias_correction``: None leaves the biases as they are; False is the slower,
+    layer by layer correction. ``preset``: ``performance`` quantizes activations
+    symmetrically, ``mixed`` asymmetrically; None: by ``model_type``. ``model_type``:
+    ``transformer`` adds attention patterns and SmoothQuant, which ``smooth_quant``
+    False takes out again. ``overflow_safe``: True halves the range of all weights, for
+    machines that add u8×s8 products in 16 bits; False never does; None does it for the
+    first convolutions only. ``method``: how the ranges of activations are found; None
+    is the mean over the samples of each sample's least and greatest value.
+    ``percentile``: for the method of that name, the share of values inside, in %.
+    ``per_channel``: False quantizes weights with one scale for the whole tensor.
+    """
+
+    fast_bias_correction: bool | None
+    preset: Preset | None
+    model_type: Literal["transformer"] | None
+    overflow_safe: bool | None
+    smooth_quant: bool
+    method: Method | None
+    percentile: float
+    per_channel: bool
+
+
 def quantize_onnx(
     model: Any,
     calibration: Sequence[Feeds],
     *,
-    fast_bias_correction: bool | None = True,
-    preset: Preset | None = None,
-    model_type: Literal["transformer"] | None = None,
     keep: Sequence[str] = (),
-    overflow_safe: bool | None = None,
-    smooth_quant: bool = True,
-    method: Method | None = None,
-    percentile: float = 99.99,
-    per_channel: bool = True,
-    subset_size: int = 300,
+    subset_size: int = SUBSET_SIZE,
+    **settings: Unpack[Settings],
 ) -> Any:
     """An ``onnx.ModelProto`` in QDQ form, made of a float one.
 
@@ -71,21 +92,9 @@ def quantize_onnx(
     Args:
         model: the float ``onnx.ModelProto``.
         calibration: the samples; the first ``subset_size`` of them are used.
-        fast_bias_correction: None leaves the biases as they are; False is the slower,
-            layer by layer correction.
-        preset: ``performance`` quantizes activations symmetrically, ``mixed``
-            asymmetrically. None: by ``model_type``.
-        model_type: ``transformer`` adds attention patterns and SmoothQuant.
         keep: nodes that stay in float, by node name or output name.
-        overflow_safe: True halves the range of all weights, for machines that add
-            u8×s8 products in 16 bits; False never does; None (NNCF's default) does it
-            for the first convolutions only.
-        smooth_quant: False takes SmoothQuant out of ``model_type="transformer"``.
-        method: how the ranges of activations are found; None is NNCF's own choice,
-            the mean over the samples of each sample's least and greatest value.
-        percentile: for the method of that name, the share of values inside, in %.
-        per_channel: False quantizes weights with one scale for the whole tensor.
         subset_size: how many samples at most.
+        settings: see :class:`Settings`.
 
     Raises:
         BackendError: a name in ``keep`` is unknown, there are no samples, or NNCF
@@ -93,11 +102,7 @@ def quantize_onnx(
         MachineLacks: NNCF is not installed.
     """
     named = _named(model)
-    keep = _node_names(named, keep)
-    options = _options(
-        fast_bias_correction, preset, model_type, keep, overflow_safe, smooth_quant
-    )
-    _set_ranges(options, method, percentile, per_channel)
+    options = _options(_node_names(named, keep), **settings)
     return _quantize(lambda: named, calibration, options, subset_size)
 
 
@@ -105,16 +110,9 @@ def quantize_openvino(
     model: Any,
     calibration: Sequence[Feeds],
     *,
-    fast_bias_correction: bool | None = True,
-    preset: Preset | None = None,
-    model_type: Literal["transformer"] | None = None,
     keep: Sequence[str] = (),
-    overflow_safe: bool | None = None,
-    smooth_quant: bool = True,
-    method: Method | None = None,
-    percentile: float = 99.99,
-    per_channel: bool = True,
-    subset_size: int = 300,
+    subset_size: int = SUBSET_SIZE,
+    **settings: Unpack[Settings],
 ) -> Any:
     """An ``openvino.Model`` with FakeQuantize operations, made of a float one.
 
@@ -127,10 +125,7 @@ def quantize_openvino(
         MachineLacks: NNCF is not installed.
     """
     _check_known(keep, {op.get_friendly_name() for op in model.get_ops()})
-    options = _options(
-        fast_bias_correction, preset, model_type, keep, overflow_safe, smooth_quant
-    )
-    _set_ranges(options, method, percentile, per_channel)
+    options = _options(keep, **settings)
     return _quantize(lambda: _aligned(model), calibration, options, subset_size)
 
 
@@ -168,12 +163,16 @@ def load_nncf() -> Any:
 
 
 def _options(
-    fast_bias_correction: bool | None,
-    preset: Preset | None,
-    model_type: str | None,
     keep: Sequence[str],
-    overflow_safe: bool | None,
-    smooth_quant: bool,
+    *,
+    fast_bias_correction: bool | None = True,
+    preset: Preset | None = None,
+    model_type: str | None = None,
+    overflow_safe: bool | None = None,
+    smooth_quant: bool = True,
+    method: Method | None = None,
+    percentile: float = 99.99,
+    per_channel: bool = True,
 ) -> dict[str, Any]:
     """Keyword arguments of ``nncf.quantize``; {} for the defaults."""
     nncf = load_nncf()
@@ -198,6 +197,7 @@ def _options(
         )
     if advanced:
         options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(**advanced)
+    _set_ranges(options, method, percentile, per_channel)
     return options
 
 

@@ -45,9 +45,15 @@ class TensorSpec(BaseModel):
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of ``shape`` fits, variable dimensions taken as any."""
-        return len(shape) == len(self.shape) and all(
-            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
-        )
+        return fits(self.shape, shape)
+
+
+def fits(declared: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether ``shape`` is the one declared, -1 standing for any size."""
+    return declared == shape or (
+        len(declared) == len(shape)
+        and all(want in (-1, got) for want, got in zip(declared, shape, strict=True))
+    )
 
 
 def datatype_of(dtype: np.dtype[Any]) -> Datatype:

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from ..contract.errors import ArtifactError, MachineError
 from ..contract.manifest import Option
-from ..contract.tensors import Array, Datatype, Feeds, TensorSpec, datatype_of
+from ..contract.tensors import Array, Datatype, Feeds, TensorSpec, datatype_of, fits
 from .base import Coverage, Runtime, Session
 
 # ONNX Runtime's errors have no root of their own; these are all that it raises.
@@ -128,6 +128,8 @@ class OrtSession(Session):
         self._artifact = artifact
         self._names = [spec.name for spec in self.outputs]
         self._specs = {spec.name: spec for spec in self.inputs}
+        # what every run is checked against, taken apart once: it is asked for each time
+        self._wanted = [(spec.name, spec.dtype, spec.shape) for spec in self.inputs]
         self._session: ort.InferenceSession | None = session
 
     def predict(self, feeds: Feeds) -> dict[str, Array]:
@@ -136,7 +138,7 @@ class OrtSession(Session):
             raise ArtifactError(f"{self._artifact}: the session is closed")
         self._check(feeds)
         try:
-            outputs = self._session.run(self._names, dict(feeds))
+            outputs = self._session.run(self._names, feeds)
         except _ERRORS as error:
             raise ArtifactError(f"{self._artifact}: {reason(error)}") from error
         return dict(zip(self._names, outputs, strict=True))
@@ -146,6 +148,14 @@ class OrtSession(Session):
         self._session = None
 
     def _check(self, feeds: Feeds) -> None:
+        for name, dtype, shape in self._wanted:
+            array = feeds.get(name)
+            if array is None or array.dtype != dtype or not fits(shape, array.shape):
+                self._refuse(feeds)
+        if len(feeds) != len(self._wanted):
+            self._refuse(feeds)
+
+    def _refuse(self, feeds: Feeds) -> None:
         if feeds.keys() != self._specs.keys():
             raise ArtifactError(
                 f"{self._artifact}: inputs are {sorted(self._specs)}, "

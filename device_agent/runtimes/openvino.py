@@ -11,14 +11,14 @@ The rules it keeps, over those of ``base``:
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from ..contract.errors import ArtifactError, MachineError
 from ..contract.manifest import Option
-from ..contract.tensors import Array, Feeds, TensorSpec, datatype_of
+from ..contract.tensors import Array, Feeds, TensorSpec, datatype_of, fits
 from .base import Coverage, Runtime, Session
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -44,12 +44,13 @@ class OpenVinoSession(Session):
     def __init__(self, compiled: Any):
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._wanted = [(spec.name, spec.dtype, spec.shape) for spec in self.inputs]
         self._request = compiled.create_infer_request()
         self._states = self._request.query_state()
 
     def predict(self, feeds: Feeds) -> dict[str, Array]:
         """Run once; the arrays returned are the caller's own."""
-        _check_feeds(self.inputs, feeds)
+        _check_feeds(self._wanted, feeds)
         if self._request is None:
             raise ArtifactError("the session is closed; load the artifact again")
         if self._states:
@@ -220,19 +221,22 @@ def _spec(port: Any) -> TensorSpec:
     )
 
 
-def _check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
-    names = {spec.name for spec in inputs}
-    if names != set(feeds):
+def _check_feeds(
+    wanted: Sequence[tuple[str, Any, tuple[int, ...]]], feeds: Feeds
+) -> None:
+    """Compare feeds with (name, dtype, shape) of every input."""
+    names = [name for name, _, _ in wanted]
+    if len(feeds) != len(wanted) or not all(name in feeds for name in names):
         raise ArtifactError(
             f"inputs {', '.join(sorted(feeds)) or 'none'} given; "
             f"the model takes {', '.join(sorted(names))}"
         )
-    for spec in inputs:
-        array = feeds[spec.name]
-        if array.dtype != spec.dtype or not spec.accepts(array.shape):
+    for name, dtype, shape in wanted:
+        array = feeds[name]
+        if array.dtype != dtype or not fits(shape, array.shape):
             raise ArtifactError(
-                f"input {spec.name!r} is {array.dtype.name} {list(array.shape)}; "
-                f"the model takes {spec.dtype.name} {list(spec.shape)}"
+                f"input {name!r} is {array.dtype.name} {list(array.shape)}; "
+                f"the model takes {dtype.name} {list(shape)}"
             )
 
 

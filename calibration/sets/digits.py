@@ -1,4 +1,6 @@
-"""scikit-learn's digits: uint8 images ``[8, 8]`` from 0 to 16, labels 0 to 9.
+"""scikit-learn's digits: uint8 images ``[8, 8]``, white on black, labels 0 to 9.
+
+Their 17 grey levels are spread over 0 to 255, as an image file would hold them.
 
 Every fourth image of each digit is validation. The few images that are there twice
 keep their first place, so that no split holds a copy of the other's.
@@ -27,7 +29,8 @@ def _split() -> tuple[Array, Array, Array]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images, labels = digits.images.astype(np.uint8), digits.target
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     first.sort()
     images, labels = images[first], labels[first]

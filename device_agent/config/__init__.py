@@ -1,0 +1,39 @@
+"""How this agent is set: ``agent.toml``, the command line, sane defaults without both.
+
+The rules it keeps:
+
+1. Every mistake is reported at once, with its line in the file.
+2. Every limit has a name, a unit, a range and a default fit for a small device.
+3. Only this package reads the environment (:mod:`.environment`).
+"""
+
+from .environment import default_state, notify_socket
+from .reader import load_config
+from .rules import is_loopback
+from .schema import (
+    SOCKET_NAME,
+    AgentConfig,
+    LimitsConfig,
+    ListenConfig,
+    LogConfig,
+    ModelConfig,
+    Overrides,
+    SandboxConfig,
+    SwapPolicy,
+)
+
+__all__ = [
+    "SOCKET_NAME",
+    "AgentConfig",
+    "LimitsConfig",
+    "ListenConfig",
+    "LogConfig",
+    "ModelConfig",
+    "Overrides",
+    "SandboxConfig",
+    "SwapPolicy",
+    "default_state",
+    "is_loopback",
+    "load_config",
+    "notify_socket",
+]

@@ -1,0 +1,180 @@
+"""What can be set, with its range and its default.
+
+What a key may be is said once, at its field; the reader, the tables in
+``docs/agent.md`` and ``packaging/agent.toml`` follow it.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+SOCKET_NAME = "agent.sock"
+
+SwapPolicy = Literal["availability", "memory"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that are allowed, both ends included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Form:
+    """Text that is allowed: what people are told to write, and whether they did."""
+
+    kind: str
+    matches: Callable[[str], object]
+
+
+def is_host(text: str) -> bool:
+    """Whether one can listen there; names are for others to look up."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return text == "localhost"
+    return True
+
+
+MODEL_NAME = Form("name of a model", re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}").fullmatch)
+HOST = Form("IP address or localhost", is_host)
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """Where the API listens; another address than loopback needs a token or mTLS."""
+
+    host: Annotated[str, HOST] = "127.0.0.1"
+    port: Annotated[int, Range(0, 65535)] = 8000
+    """TCP port; 0: any free one (printed in the line that says ready)."""
+    tcp: bool = True
+    """Whether to listen on TCP at all."""
+    socket: Path | None = None
+    """Unix socket; None: ``agent.sock`` in the state directory."""
+    token_file: Path | None = None
+    """File (0600) whose first line is the token that TCP callers must bear."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """CA whose certificates callers must show (mTLS)."""
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What one caller, and all callers together, may take."""
+
+    connections: Annotated[int, Range(1, 65536)] = 256
+    """Connections served at once; the longest idle one gives way to a new one."""
+    reserved_connections: Annotated[int, Range(0, 1024)] = 32
+    """Further connections, for health and metrics only."""
+    header_bytes: Annotated[int, Range(1024, 1 << 20)] = 32 << 10
+    headers: Annotated[int, Range(8, 10_000)] = 128
+    header_s: Annotated[float, Range(0.1, 600)] = 5.0
+    """From the first byte (or the connect) to the end of the headers, absolute."""
+    body_s: Annotated[float, Range(0.1, 3600)] = 30.0
+    """From the end of the headers to the end of the body, absolute."""
+    response_s: Annotated[float, Range(0.1, 3600)] = 30.0
+    """How long a caller may take to read an answer that does not fit its socket."""
+    keep_alive_s: Annotated[float, Range(0.1, 3600)] = 75.0
+    body_bytes: Annotated[int, Range(1024, 1 << 30)] = 16 << 20
+    """Bytes of one body, counted as read and again as decompressed."""
+    buffered_bytes: Annotated[int, Range(1024, 1 << 34)] = 32 << 20
+    """Bytes of all bodies held at once; over it requests are answered 429."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How one model is served."""
+
+    queue_depth: Annotated[int, Range(1, 65536)] = 64
+    """Requests that may wait for the model; over it: 429."""
+    deadline_ms: Annotated[float, Range(0.1, 3_600_000)] = 1000.0
+    """Requests that could not be answered within it are refused at once."""
+    max_rows: Annotated[int, Range(1, 65536)] = 128
+    """Rows (first dimension) of one request to a model with a variable batch."""
+    max_batch: Annotated[int, Range(1, 65536)] = 1
+    """Rows gathered into one run (dynamic batching); 1: off."""
+    max_delay_ms: Annotated[float, Range(0, 10_000)] = 2.0
+    """How long the first request of a batch waits for others."""
+    inline_us: Annotated[float, Range(0, 100_000)] = 50.0
+    """Models faster than this on this device run without leaving the event loop."""
+    fallback: Annotated[str | None, MODEL_NAME] = None
+    """Model that answers while this one's breaker is open."""
+    breaker_failures: Annotated[int, Range(1, 1_000_000)] = 5
+    """Failures in a row that open the breaker."""
+    breaker_open_s: Annotated[float, Range(0.1, 86_400)] = 10.0
+    """How long it stays open before one request is let through."""
+    swap: SwapPolicy = "availability"
+    """availability: old and new in memory at once; memory: the old one leaves first."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is logged and how."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """What a new artifact may use while it is tried in a process of its own."""
+
+    memory_bytes: Annotated[int, Range(256 << 20, 1 << 40)] = 4 << 30
+    """Address space of the probe."""
+    cpu_s: Annotated[int, Range(1, 86_400)] = 60
+    wall_s: Annotated[float, Range(1, 86_400)] = 60.0
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The whole configuration."""
+
+    state: Path
+    bundles: tuple[Path, ...] = ()
+    lanes: Annotated[int, Range(1, 64)] = 1
+    """Inference threads."""
+    hang_s: Annotated[float, Range(0.1, 86_400)] = 30.0
+    """An inference that takes longer is given up and its model's breaker opens."""
+    drain_s: Annotated[float, Range(0, 3600)] = 30.0
+    """How long a stop or an unload waits for requests under way."""
+    listen: ListenConfig = ListenConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    model: ModelConfig = ModelConfig()
+    """Defaults for every model."""
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """By model name, the defaults filled in."""
+
+    def model_config(self, name: str) -> ModelConfig:
+        """How the model of that name is served; nobody falls back on itself."""
+        found = self.models.get(name, self.model)
+        return replace(found, fallback=None) if found.fallback == name else found
+
+    @property
+    def socket(self) -> Path:
+        """The unix socket, its default filled in."""
+        return self.listen.socket or self.state / SOCKET_NAME
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says; None: nothing. It wins over the file.
+
+    Relative paths are relative to the working directory. ``bundles`` replaces the
+    file's list where it is not empty; ``listen`` (``HOST:PORT``, IPv6 in brackets)
+    also turns TCP on.
+    """
+
+    state: Path | None = None
+    bundles: tuple[Path, ...] = ()
+    listen: str | None = None
+    socket: Path | None = None
+    log_format: str | None = None
+    log_level: str | None = None

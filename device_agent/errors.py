@@ -1,0 +1,104 @@
+"""The errors of the agent: what a request, a configuration or a swap may end in.
+
+::
+
+    AgentError                500  root, a DeviceError
+    ├── ConfigError                agent.toml or the command line is wrong
+    ├── RefusedError          400  a bundle is not taken; ``step`` says at which step
+    ├── RequestError          400  the request is not what the protocol or model takes
+    │   ├── UnknownError      404  no such model, version or path
+    │   ├── TooLargeError     413  more bytes, headers or rows than allowed
+    │   └── UnwritableError   422  the answer cannot be written as was asked
+    ├── AccessError           401  no token, or a wrong one
+    ├── OverloadError         429  the queue is full, or too long for the deadline
+    ├── UnavailableError      503  the model is not loaded, or its breaker is open
+    ├── DeadlineError         504  the deadline passed before the answer was there
+    └── InferenceError        500  the runtime failed on this request
+"""
+
+from typing import ClassVar
+
+from .contract.errors import DeviceError
+
+
+class AgentError(DeviceError):
+    """Root of what the running agent raises on purpose; it ends as an HTTP answer."""
+
+    status: ClassVar[int] = 500
+    retry_after_s: int | None = None
+    """Seconds after which the same request may be answered; None: not by waiting."""
+
+
+class ConfigError(AgentError):
+    """The configuration is wrong; the text holds every mistake, one a line."""
+
+
+class RefusedError(AgentError):
+    """A bundle is refused; what served before goes on serving."""
+
+    status = 400
+
+    def __init__(self, step: str, reason: str) -> None:
+        self.step = step
+        self.reason = reason
+        super().__init__(f"{step}: {reason}")
+
+
+class RequestError(AgentError):
+    """The request does not fit the protocol or the model."""
+
+    status = 400
+
+
+class UnknownError(RequestError):
+    """There is no such model, version or path."""
+
+    status = 404
+
+
+class TooLargeError(RequestError):
+    """The request has more bytes or rows than this device allows."""
+
+    status = 413
+
+
+class UnwritableError(RequestError):
+    """The answer cannot be written in the form that was asked for."""
+
+    status = 422
+
+
+class AccessError(AgentError):
+    """The listener asks for a token, and none or a wrong one came."""
+
+    status = 401
+
+
+class OverloadError(AgentError):
+    """More work than can be done in time; nothing was started."""
+
+    status = 429
+
+    def __init__(self, text: str, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(text)
+
+
+class UnavailableError(AgentError):
+    """The model cannot be asked now."""
+
+    status = 503
+
+    def __init__(self, text: str, retry_after_s: int | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(text)
+
+
+class DeadlineError(AgentError):
+    """The deadline passed before the answer was there."""
+
+    status = 504
+
+
+class InferenceError(AgentError):
+    """The runtime failed on a request that fits the model."""

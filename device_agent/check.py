@@ -110,33 +110,64 @@ def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
     report = CheckReport(file=path.name, machine=machine.name())
     try:
         bundle = read_bundle(path, options.bundle_limits)
-        golden = _golden(bundle)
+        golden = golden_of(bundle)
     except BundleError as error:
         return _failed(report, REFUSED, "bundle", str(error))
-    report = _identified(report, bundle)
-    report = _isa(report, bundle.manifest, options.features)
-    if report.ok:
-        report = _runtime(report, bundle.manifest)
-    if report.ok:
-        report = _run(report, bundle, golden, options)
-    return report
+    report = check_machine(bundle, report.file, options.features)
+    if not report.ok:
+        return report
+    with tempfile.TemporaryDirectory(prefix="edgeml-check-") as parent:
+        folder = Path(parent, "bundle")
+        try:
+            unpack(bundle, folder)
+        except BundleError as error:
+            return _failed(report, REFUSED, "load", str(error))
+        return check_artifact(report, bundle.manifest, folder, golden, options)
 
 
-def version_key(text: str) -> tuple[int, ...]:
-    """What versions are ordered by: their leading numbers.
+def check_machine(
+    bundle: Bundle, file: str, features: Collection[str] | None = None
+) -> CheckReport:
+    """Steps 2 and 3 for a verified bundle; nothing of it is run."""
+    report = CheckReport(file=file, machine=machine.name())
+    report = _isa(_identified(report, bundle), bundle.manifest, features)
+    return _runtime(report, bundle.manifest) if report.ok else report
 
-    >>> version_key("1.31.1") < version_key("2026.4.1-22134-releases")
-    True
+
+def check_artifact(
+    report: CheckReport, manifest: Manifest, folder: Path, golden: Golden,
+    options: CheckOptions,
+) -> CheckReport:  # fmt: skip
+    """Steps 4 to 6, going on from ``report``; ``folder`` is the unpacked bundle."""
+    try:
+        result = probe(
+            ProbeRequest(
+                artifact=folder / manifest.artifact,
+                runtime=manifest.runtime.name,
+                options=manifest.runtime.options,
+                feeds=golden.inputs,
+                runs=options.runs,
+                seconds=options.seconds,
+                limits=options.probe_limits,
+            )
+        )
+    except MachineError as error:
+        return _failed(report, LACKS, "load", str(error))
+    except (ArtifactError, BundleError) as error:
+        return _failed(report, REFUSED, "load", str(error))
+    judged = judge(golden, result.outputs)
+    report = _measured(report, manifest, result, judged, options)
+    if not judged.ok:
+        return _failed(report, GATE, "golden", mismatch(judged))
+    return _limits(report)
+
+
+def golden_of(bundle: Bundle) -> Golden:
+    """The bundle's golden vectors; each fits the manifest's inputs.
+
+    Raises:
+        BundleError: there are none, or they are damaged or for other inputs.
     """
-    numbers = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, numbers.group().split("."))) if numbers else ()
-
-
-def _failed(report: CheckReport, code: int, step: str, reason: str) -> CheckReport:
-    return replace(report, exit_code=code, failure=Failure(step, reason))
-
-
-def _golden(bundle: Bundle) -> Golden:
     path = bundle.path_of("golden")
     if path is None:
         raise BundleError("the bundle has no golden vectors: nothing says it is right")
@@ -153,6 +184,33 @@ def _golden(bundle: Bundle) -> Golden:
                 f"{sorted(specs)}"
             )
     return golden
+
+
+def mismatch(judged: GoldenReport) -> str:
+    """How many golden vectors are wrong, and how the worst one is."""
+    worst = judged.worst
+    assert worst is not None, "a golden file is never empty"
+    found = worst.found or (
+        f"off by {worst.max_abs_diff:.6g}, {worst.excess:.3g} times what is allowed"
+    )
+    return (
+        f"{len(judged.wrong_vectors)} of {judged.vectors} golden vectors are wrong; "
+        f"worst: vector {worst.vector}, output {worst.output!r}: {found}"
+    )
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """What versions are ordered by: their leading numbers.
+
+    >>> version_key("1.31.1") < version_key("2026.4.1-22134-releases")
+    True
+    """
+    numbers = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, numbers.group().split("."))) if numbers else ()
+
+
+def _failed(report: CheckReport, code: int, step: str, reason: str) -> CheckReport:
+    return replace(report, exit_code=code, failure=Failure(step, reason))
 
 
 def _identified(report: CheckReport, bundle: Bundle) -> CheckReport:
@@ -192,35 +250,6 @@ def _runtime(report: CheckReport, manifest: Manifest) -> CheckReport:
     return _failed(report, LACKS, "runtime", reason)
 
 
-def _run(
-    report: CheckReport, bundle: Bundle, golden: Golden, options: CheckOptions
-) -> CheckReport:
-    manifest = bundle.manifest
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgeml-check-") as folder:
-            unpack(bundle, Path(folder, "bundle"))
-            result = probe(
-                ProbeRequest(
-                    artifact=Path(folder, "bundle", manifest.artifact),
-                    runtime=manifest.runtime.name,
-                    options=manifest.runtime.options,
-                    feeds=golden.inputs,
-                    runs=options.runs,
-                    seconds=options.seconds,
-                    limits=options.probe_limits,
-                )
-            )
-    except MachineError as error:
-        return _failed(report, LACKS, "load", str(error))
-    except (ArtifactError, BundleError) as error:
-        return _failed(report, REFUSED, "load", str(error))
-    judged = judge(golden, result.outputs)
-    report = _measured(report, manifest, result, judged, options)
-    if not judged.ok:
-        return _failed(report, GATE, "golden", _mismatch(judged))
-    return _limits(report)
-
-
 def _measured(
     report: CheckReport, manifest: Manifest, result: ProbeResult,
     judged: GoldenReport, options: CheckOptions,
@@ -241,18 +270,6 @@ def _measured(
         peak_memory_bytes=result.peak_memory_bytes,
         baseline_memory_bytes=result.baseline_bytes,
         peak_memory_limit_bytes=manifest.limits.peak_memory_bytes or None,
-    )
-
-
-def _mismatch(judged: GoldenReport) -> str:
-    worst = judged.worst
-    assert worst is not None, "a golden file is never empty"
-    found = worst.found or (
-        f"off by {worst.max_abs_diff:.6g}, {worst.excess:.3g} times what is allowed"
-    )
-    return (
-        f"{len(judged.wrong_vectors)} of {judged.vectors} golden vectors are wrong; "
-        f"worst: vector {worst.vector}, output {worst.output!r}: {found}"
     )
 
 

@@ -66,8 +66,9 @@ class DecodeImage(DecodeStep):
         try:
             with Image.open(io.BytesIO(body), formats=IMAGE_FORMATS) as image:
                 _check_pixels(image.width, image.height)
-                upright = ImageOps.exif_transpose(image)
-                pixels = _pixels(upright, self.mode)
+                # in place and without a needless convert: each is a copy of the picture
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = _pixels(image, self.mode)
         except StepError:
             raise
         except Exception as error:  # Pillow's decoders raise about any type
@@ -104,7 +105,7 @@ def _pixels(image: Any, mode: str) -> Array:
         return grey if mode == "L" else np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if image.mode in ("I", "F"):
         raise StepError(f"expected 8 or 16 bits a channel, found mode {image.mode}")
-    return np.array(image.convert(mode), np.uint8)
+    return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)
 
 
 class Resize(ArrayStep):

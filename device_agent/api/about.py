@@ -1,0 +1,34 @@
+"""What the API tells of the agent itself."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..serving.lane import Lane
+
+
+class Connections(Protocol):
+    """How many there are and were; the network layer counts them."""
+
+    open: int
+    """Served now."""
+    reserved: int
+    """Open now, for health and metrics only."""
+    accepted: int
+    evicted: Counter[str]
+    """Closed without an answer, by reason."""
+    refused: Counter[str]
+    """Answered with an error before the application saw them, by reason."""
+
+
+@dataclass(frozen=True)
+class About:
+    """The agent, as its metrics and its metadata show it."""
+
+    version: str
+    started: float
+    """Seconds of the monotonic clock."""
+    started_wall: float
+    """Seconds since 1970."""
+    connections: Connections
+    lanes: tuple[Lane, ...]

@@ -87,6 +87,64 @@ def _check(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="agent.toml; none is read unasked"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="FILE", nargs="+", action="extend", default=[],
+        help="serve these bundles",
+    )  # fmt: skip
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT",
+        help="TCP address (default 127.0.0.1:8000); another than loopback needs a "
+        "token or mTLS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--socket", type=Path, metavar="PATH",
+        help="unix socket (default: agent.sock in the state directory)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="what the agent remembers"
+    )
+    parser.add_argument("--log-format", choices=("text", "json"))
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from device_agent.config import Overrides, load_config
+    from device_agent.errors import ConfigError
+
+    overrides = Overrides(
+        state=arguments.state,
+        bundles=tuple(arguments.bundle),
+        listen=arguments.listen,
+        socket=arguments.socket,
+        log_format=arguments.log_format,
+        log_level=arguments.log_level,
+    )
+    try:
+        config = load_config(arguments.config, overrides)
+        from device_agent.agent import run
+
+        return run(config)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    from device_agent.status import arguments
+
+    arguments(parser)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from device_agent.status import run
+
+    return run(arguments)
+
+
 def _lines(report: Any) -> str:
     if report.latency_limit_ms is None:
         gated = "no limit is stated"
@@ -121,6 +179,8 @@ VERBS = {
         _check_arguments,
         _check,
     ),
+    "run": Verb("serve bundles through the local API", _run_arguments, _run),
+    "status": Verb("ask the running agent how it is", _status_arguments, _status),
 }
 
 

@@ -5,13 +5,16 @@ Needs the package index, and some minutes: ``scripts/test slow``.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import bundles
+import numpy as np
 import pytest
 
 from .edgeml.malformed import projects
@@ -106,6 +109,34 @@ def checked(made: Environment, source: Path, home: Path, bundle: Path) -> dict:
     return json.loads(done.stdout)
 
 
+def served(made: Environment, home: Path, bundle: Path) -> dict:
+    """What a copy of ``device_agent`` alone answers to one inference and one look."""
+    process = subprocess.Popen(
+        [str(made.folder / "bin" / "python"), "-m", "device_agent", "run",
+         "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--state", "state"],
+        cwd=home, stdout=subprocess.PIPE, text=True,
+        env={key: value for key, value in os.environ.items()
+             if not key.startswith("PYTHON")},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = re.search(r"http://\S+", line)
+        assert url, line
+        item = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+        body = json.dumps({"inputs": [item]}).encode()
+        with urlopen(f"{url[0]}/v2/models/linear/infer", data=body) as answer:
+            (output,) = json.load(answer)["outputs"]
+        with urlopen(f"{url[0]}/v2") as answer:
+            return {"output": output, "server": json.load(answer)}
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+ANSWER = np.maximum(np.arange(1, 5, dtype=np.float32) @ bundles.WEIGHT, 0)
+
+
 def test_agent(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "agent")
     made.lacks(*HOST, *OTHER, "openvino")
@@ -116,6 +147,15 @@ def test_agent(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = checked(made, source, tmp_path, bundle)
     assert report["ok"] and report["runtime"] == "onnxruntime"
+    found = served(made, tmp_path, bundle)
+    np.testing.assert_allclose(found["output"]["data"], ANSWER, rtol=1e-6)
+    # where there are no wheels for these, it is slower and right
+    fast = ("uvloop", "httptools", "orjson")
+    made.run("pip", "uninstall", "--yes", "--quiet", *fast, cwd=tmp_path)
+    made.lacks(*fast)
+    slow = served(made, tmp_path, bundle)
+    np.testing.assert_allclose(slow["output"]["data"], ANSWER, rtol=1e-6)
+    assert slow["server"] == found["server"]
 
 
 def test_agent_openvino(source: Path, tmp_path: Path) -> None:

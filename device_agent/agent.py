@@ -1,0 +1,164 @@
+"""The running agent: it owns the clocks, the sockets, the threads and the tasks.
+
+1. It listens first and loads then: ``/v2/health/live`` answers at once,
+   ``/v2/health/ready`` says when every model is there.
+2. One line on stdout when it is ready; everything else goes to the log.
+3. SIGTERM and SIGINT: ready says no, no new connections, requests under way finish,
+   then it ends. A second signal ends it at once.
+4. A task that dies ends the agent; its supervisor starts it again.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from . import __version__
+from .api.app import Application
+from .api.body import Budget
+from .config import AgentConfig, notify_socket
+from .errors import RefusedError
+from .log import configure, event
+from .net.listen import listen, raise_file_limit
+from .net.server import Server, loop_factory
+from .serving.lane import Lane
+from .serving.memory import limit_arenas
+from .serving.repository import Repository
+
+OK, REFUSED, STUCK = 0, 4, 1
+_WATCH_S = 1.0
+_LOG = logging.getLogger("edgeml.agent")
+
+
+def run(config: AgentConfig) -> int:
+    """Serve until told to stop.
+
+    Returns:
+        The exit code: 0 stopped as asked, 4 no bundle was taken, 1 too many
+        inferences hang (the supervisor starts a fresh process).
+
+    Raises:
+        ConfigError: an address cannot be listened on as the configuration says.
+    """
+    limit_arenas()
+    configure(config.log)
+    config.state.mkdir(parents=True, exist_ok=True)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(Agent(config).serve())
+
+
+class Agent:
+    """One agent, from the first socket to the last request."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._stop = asyncio.Event()
+        """Set by the first signal, or by what cannot go on."""
+        self._code = OK
+        self._started = time.monotonic()
+        self._started_wall = time.time()
+
+    async def serve(self) -> int:
+        """Listen, load, serve, drain; the exit code."""
+        config = self._config
+        self._listen_to_signals()
+        raise_file_limit(config.limits)
+        listeners, access = listen(config.listen, config.state)
+        self._lanes = tuple(Lane(f"lane-{n}") for n in range(config.lanes))
+        self._repository = Repository(config, self._lanes)
+        self._budget = Budget(config.limits.buffered_bytes)
+        application = Application(
+            self._repository, self._budget, access, config.limits.body_bytes,
+            self._people,
+        )  # fmt: skip
+        self._server = Server(application, listeners, config.limits)
+        await self._server.start()
+        async with asyncio.TaskGroup() as tasks:
+            owned = (
+                tasks.create_task(self._watch()),
+                tasks.create_task(self._server.watch()),
+            )
+            if await self._load():
+                self._announce()
+                await self._stop.wait()
+            application.stopping = True
+            self._notify("STOPPING=1")
+            event(_LOG, logging.INFO, "stopping", drain_s=config.drain_s)
+            for task in owned:
+                task.cancel()
+        await self._server.stop(config.drain_s)
+        await self._repository.close()
+        return self._code
+
+    async def _load(self) -> bool:
+        """Install every bundle; whether there is anything to serve."""
+        refused = 0
+        for path in self._config.bundles:
+            try:
+                await self._repository.install(path)
+            except RefusedError:
+                refused += 1  # the repository has said why, and keeps it in its index
+            if self._stop.is_set():
+                return False
+        if refused and refused == len(self._config.bundles):
+            self._code = REFUSED
+            return False
+        gc.collect()
+        gc.freeze()  # what is there now stays: no need to look at it again and again
+        return True
+
+    def _announce(self) -> None:
+        served = self._repository.served()
+        models = ", ".join(f"{one.name} {one.version}" for one in served) or "no model"
+        where = " ".join(self._server.addresses)
+        took_s = time.monotonic() - self._started
+        line = f"ready: {where} · {models} ({took_s:.2f} s)"
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        self._notify(f"READY=1\nSTATUS={models}")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            hopeless = self._repository.watch(self._config.hang_s)
+            if hopeless is not None and not self._stop.is_set():
+                event(_LOG, logging.CRITICAL, "giving up", reason=hopeless)
+                self._code = STUCK
+                self._stop.set()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            os._exit(128 + signal.SIGTERM)
+        self._stop.set()
+
+    def _people(self) -> Any:
+        """The FastAPI part; called in a thread when it is first needed."""
+        from .api.about import About
+        from .api.people import build
+
+        about = About(
+            version=__version__,
+            started=self._started,
+            started_wall=self._started_wall,
+            connections=self._server.table.counts,
+            lanes=self._lanes,
+        )
+        return build(self._repository, self._config, about, self._budget)
+
+    def _notify(self, text: str) -> None:
+        """Tell systemd, where it waits for it."""
+        address = notify_socket()
+        if address is None:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.sendto(text.encode(), address.replace("@", "\0", 1))

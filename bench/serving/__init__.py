@@ -1,0 +1,1 @@
+"""What ``scripts/bench serve`` starts, asks and measures; see docs/bench-serve.md."""

@@ -30,6 +30,11 @@ from ..serving.signature import Signature, Slot
 from . import codec
 
 
+_FEW = 64
+_LARGEST = {2: 65520.0, 4: 2.0**128 - 2.0**103, 8: float("inf")}
+"""By itemsize: what is as large is rounded to infinity (largest and half a step)."""
+
+
 @dataclass(slots=True)
 class InferRequest:
     """A request that fits the model.
@@ -170,15 +175,12 @@ def _shape(item: Mapping[str, Any], slot: Slot) -> tuple[int, ...]:
             f"found {_word(datatype)}"
         )
     given = item.get("shape")
-    if type(given) is list:
-        shape = tuple(given)
-        if shape == slot.fixed and all(type(one) is int for one in shape):
-            return shape
-        if len(shape) == len(slot.shape) and all(
-            type(got) is int and got >= 1 and want in (-1, got)
-            for want, got in zip(slot.shape, shape, strict=True)
-        ):
-            return shape
+    if type(given) is list and len(given) == len(slot.shape):
+        for want, got in zip(slot.shape, given, strict=True):
+            if type(got) is not int or got < 1 or (want != got and want != -1):
+                break
+        else:
+            return tuple(given)
     raise RequestError(
         f"input {slot.name!r}: expected shape {list(slot.shape)} (-1: any from 1), "
         f"found {_word(given)}"
@@ -210,11 +212,19 @@ def _from_json(data: Any, slot: Slot, shape: tuple[int, ...]) -> Array:
         if slot.typecode == "d" and slot.dtype.itemsize == 2:
             with np.errstate(over="ignore"):
                 values = values.astype(slot.dtype)
-        if not np.isfinite(values).all():
+        if not _finite(values, data):
             raise RequestError(
                 f"input {slot.name!r}: a value is beyond {slot.datatype}"
             )
     return values.reshape(shape)
+
+
+def _finite(values: Array, data: list[Any]) -> bool:
+    """Whether no value became infinite on its way from JSON (which has none)."""
+    if len(data) <= _FEW:  # numpy takes longer to begin than Python to look
+        limit = _LARGEST[values.dtype.itemsize]
+        return -limit < min(data) and max(data) < limit
+    return bool(np.isfinite(values).all())
 
 
 def _check_truths(body: bytes, inputs: list[Any], signature: Signature) -> None:

@@ -30,8 +30,6 @@ class Slot:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     typecode: str
-    fixed: tuple[int, ...] | None
-    """The shape where every dimension is fixed."""
 
 
 class Signature:
@@ -65,5 +63,4 @@ class Signature:
 def _slot(spec: TensorSpec) -> Slot:
     return Slot(
         spec.name, spec.datatype, spec.dtype, spec.shape, _TYPECODES[spec.datatype],
-        None if -1 in spec.shape else spec.shape,
     )  # fmt: skip

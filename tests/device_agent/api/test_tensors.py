@@ -297,3 +297,22 @@ def test_timeout_is_in_microseconds() -> None:
     assert parse(raw, None, SIGNATURE).timeout_s == 2.5
     raw = b'{"parameters":{"timeout":0},' + body([1, 2])[1:]
     assert parse(raw, None, SIGNATURE).timeout_s is None
+
+
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize(
+    ("datatype", "largest", "beyond"),
+    [("FP32", 3.4028235e38, 3.402824e38), ("FP16", 65519.9, 65520),
+     ("FP64", 1.7976931348623157e308, None)],
+)  # fmt: skip
+def test_the_largest_value_comes_in_and_no_larger_one(
+    datatype: Datatype, largest: float, beyond: float | None, count: int
+) -> None:
+    signature = fixed(datatype, (count,))
+    for sign in (1, -1):
+        raw = body([sign * largest] * count, shape=[count], datatype=datatype)
+        assert np.isfinite(parse(raw, None, signature).feeds["x"]).all()
+        if beyond is not None:
+            raw = body([sign * beyond] * count, shape=[count], datatype=datatype)
+            with pytest.raises(RequestError, match="beyond"):
+                parse(raw, None, signature)

@@ -223,7 +223,7 @@ def _finite(values: Array, data: list[Any]) -> bool:
     """Whether no value became infinite on its way from JSON (which has none)."""
     if len(data) <= _FEW:  # numpy takes longer to begin than Python to look
         limit = _LARGEST[values.dtype.itemsize]
-        return -limit < min(data) and max(data) < limit
+        return bool(-limit < min(data) and max(data) < limit)
     return bool(np.isfinite(values).all())
 
 

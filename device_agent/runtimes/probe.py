@@ -4,7 +4,8 @@ The rules it keeps:
 
 1. Whatever an artifact does to its parser - crash, hang, eat all memory - it does to
    the probe; :func:`probe` makes an :class:`ArtifactError` with the reason of it.
-2. The limits are set before the runtime is imported; no new privileges, no core dump.
+2. The limits are set before the runtime is imported; no new privileges, no core dump;
+   who asked for it and ends takes it along.
 3. Only tensors and one JSON object come back; what libraries print goes to stderr.
 4. Memory is that of the whole process at its peak (VmHWM): interpreter, runtime, model.
    ``baseline_bytes`` (resident before the load) tells the model's part.
@@ -42,6 +43,7 @@ _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); import device_agent; sys.path.pop(0);"
     "from device_agent.runtimes.probe import main; sys.exit(main())"
 )
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _STDERR_CHARS_MAX = 400
 
@@ -202,7 +204,9 @@ def _confine(limits: ProbeLimits) -> None:
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (least, hard))
     with contextlib.suppress(OSError, AttributeError):  # not every libc has it
-        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:

@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="edgeml-agent", description="The program on the device."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    words = sys.argv[1:] if argv is None else argv
     for name, verb in VERBS.items():
-        verb.arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
+        one = verbs.add_parser(name, help=verb.help, description=verb.help)
+        if name in words:  # the others' arguments need not be imported
+            verb.arguments(one)
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as end:  # argparse has said why

@@ -23,15 +23,22 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from .connections import Refusal
-from .limited import BODY, CLOSING, HEAD, METHODS, WAITING, Limited, send_error
+from .limited import (
+    BODY,
+    CLOSING,
+    COPIED_BYTES_MAX,
+    HEAD,
+    METHODS,
+    WAITING,
+    Limited,
+    send_error,
+)
 
 SLICE_BYTES = 1024
 """Read at once while a further request may follow: some 50 of them at most."""
 _FRAMING = frozenset(
     (b"content-length", b"transfer-encoding", b"upgrade", b"expect")
 )  # fmt: skip
-_COPIED_BYTES_MAX = 16384
-"""Larger bodies are written beside their head, not behind it in one piece."""
 _PLAIN = frozenset(
     (b"content-type", b"content-length", b"inference-header-content-length")
 )  # fmt: skip
@@ -98,7 +105,7 @@ class CompiledCycle(RequestResponseCycle):
 
     def _continue(self, body: bytes, more: bool) -> None:
         content, self.head = self.head or [], None
-        if len(body) > _COPIED_BYTES_MAX and content:
+        if len(body) > COPIED_BYTES_MAX and content:
             self.transport.write(b"".join(content))
             content = []
         self.head_written = True

@@ -2,14 +2,15 @@
 
 1. Up to ``connections`` are served. A newcomer above it takes the place of the one
    that is least missed: refused ones, those that never finished a request, idle ones,
-   stalled ones; of these the one that has waited longest.
-2. When all are busy, the newcomer is taken into the reserve, where only health and
+   stalled ones; of these the one that has waited longest. Those just connected get
+   time to send their request, as long as they are few.
+2. When nobody can go, the newcomer is taken into the reserve, where only health and
    metrics are answered. The reserve, too, never turns anybody away: its idlest leaves.
 3. Time is a coarse clock that :meth:`Connections.sweep` moves on, so that a request
    costs no timer. Time in which the agent itself did not come to run is not charged to
    the callers.
-4. Answers that callers do not read (half of ``buffered_bytes``), and pipelined bytes
-   that wait for their turn, are bounded over all connections together.
+4. Answers that callers do not read (a quarter of ``buffered_bytes``), and pipelined
+   bytes that wait for their turn, are bounded over all connections together.
 """
 
 import asyncio
@@ -138,7 +139,7 @@ class Connections:
         self.emptied.clear()
         if len(self._open) >= self.limits.connections:
             least = self._least_missed()
-            if least is None or least.idleness() == BUSY:
+            if least is None:
                 self._admit_to_reserve(newcomer)
                 return
             self.evict(least, _REASONS[least.idleness()])
@@ -147,7 +148,10 @@ class Connections:
 
     def promote(self, connection: Connection) -> bool:
         """Move a reserved connection to the served ones if a place is free."""
-        if len(self._open) >= self.limits.connections:
+        if (
+            len(self._open) >= self.limits.connections
+            or connection not in self._reserve
+        ):
             return False
         del self._reserve[connection]
         self._open[connection] = None
@@ -173,11 +177,13 @@ class Connections:
 
     def unread(self, connection: Connection, size_bytes: int) -> None:
         """A caller does not read its answer; too much of that, and some must go."""
+        if connection not in self._open and connection not in self._reserve:
+            return  # it is closing already
         connection.unread_since = self.now
         connection.unread_bytes = size_bytes
         self._unread[connection] = None
         self._unread_bytes += size_bytes
-        allowed_bytes = self.limits.buffered_bytes // 2
+        allowed_bytes = self.limits.buffered_bytes // 4
         while self._unread_bytes > allowed_bytes and len(self._unread) > 1:
             self.evict(next(iter(self._unread)), "unread_bytes")
 
@@ -222,16 +228,16 @@ class Connections:
         self._count()
 
     def _least_missed(self) -> Connection | None:
+        """Who goes for a newcomer; None: nobody does, the reserve takes it."""
         least = _least_missed(self._open)
-        if least is None or least.idleness() != UNUSED:
+        if least is None or least.idleness() == BUSY:
+            return None
+        fresh = least.idleness() == UNUSED and self.now - least.since <= FRESH_S
+        unused = sum(one.idleness() == UNUSED for one in self._open) if fresh else 0
+        if not fresh or unused > self.limits.connections // _FRESH_SHARE:
             return least
-        if self.now - least.since > FRESH_S:
-            return least
-        used = [one for one in self._open if one.idleness() == IDLE]
-        unused = len(self._open) - len(used)
-        if unused > self.limits.connections // _FRESH_SHARE:
-            return least
-        return _least_missed(used) or least
+        used = (one for one in self._open if IDLE <= one.idleness() < BUSY)
+        return _least_missed(used)
 
     def _count(self) -> None:
         self.counts.open = len(self._open)

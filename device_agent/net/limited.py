@@ -46,6 +46,8 @@ WAITING, HEAD, BODY, CLOSING = range(4)
 METHODS = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 )  # fmt: skip
+COPIED_BYTES_MAX = 16384
+"""Larger bodies are written after their head, not copied behind it in one piece."""
 _JSON = (b"content-type", b"application/json")
 
 

@@ -19,7 +19,16 @@ from uvicorn.protocols.http.h11_impl import (
 )
 
 from .connections import Refusal
-from .limited import BODY, CLOSING, HEAD, METHODS, WAITING, Limited, send_error
+from .limited import (
+    BODY,
+    CLOSING,
+    COPIED_BYTES_MAX,
+    HEAD,
+    METHODS,
+    WAITING,
+    Limited,
+    send_error,
+)
 
 _CHUNK_OVERHEAD_BYTES = 6
 """Digits and line ends of a small chunk."""
@@ -63,11 +72,16 @@ class PureCycle(RequestResponseCycle):
 
     def _continue(self, body: bytes, more: bool) -> None:
         data = b"" if self.scope["method"] == "HEAD" else body
-        output = self.head + (self.conn.send(h11.Data(data=data)) or b"")
+        pass_on = self.conn.send_with_data_passthrough
+        pieces = [self.head, *(pass_on(h11.Data(data=data)) or ())]
         if not more:
-            output += self.conn.send(h11.EndOfMessage()) or b""
+            pieces += pass_on(h11.EndOfMessage()) or ()
         self.head, self.head_written = b"", True
-        self.transport.write(output)
+        if len(data) > COPIED_BYTES_MAX:
+            for piece in pieces:
+                self.transport.write(piece)
+        else:
+            self.transport.write(b"".join(pieces))
         if not more:
             self.response_complete = True
             self.message_event.set()

@@ -67,7 +67,8 @@ class Server:
         self._listeners = tuple(listeners)
         self._config = uvicorn.Config(
             app, http=protocol(limits, self.table, http), ws="none", lifespan="off",
-            interface="asgi3", log_config=None, log_level="warning", access_log=False, proxy_headers=False,
+            interface="asgi3", log_config=None, log_level="warning", access_log=False,
+            proxy_headers=False,
             server_header=False, date_header=False,
             h11_max_incomplete_event_size=limits.header_bytes,
         )  # fmt: skip

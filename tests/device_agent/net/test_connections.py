@@ -48,6 +48,33 @@ def test_newcomers_take_the_place_of_the_unused_then_the_idlest(serve: Serve) ->
         assert (tiny.counts.open, tiny.counts.reserved) == (3, 0)
 
 
+def test_the_idlest_goes_for_newcomers_that_are_few(serve: Serve) -> None:
+    with serve(connections=16, reserved_connections=2) as tiny:
+        used = [idle(tiny) for _ in range(15)]
+        tick()
+        fresh = tiny.connect()
+        eventually(lambda: tiny.counts.open == 16)
+        assert tiny.get("/")[0] == 200
+        assert tiny.counts.evicted == {"idle": 1}
+        assert drained(used[0]) == b""
+        fresh.sendall(request("/", b"x"))
+        assert answer(fresh)[1] == b"x"
+        for sock in (fresh, *used):
+            sock.close()
+
+
+def test_among_busy_ones_a_newcomer_gets_time_to_ask(serve: Serve) -> None:
+    with serve(connections=8, reserved_connections=2) as tiny:
+        under_way = [busy(tiny) for _ in range(7)]
+        fresh = tiny.connect()
+        eventually(lambda: tiny.counts.open == 8)
+        assert tiny.get("/v2/health/live")[0] == 200
+        fresh.sendall(request("/", b"x"))
+        assert answer(fresh)[1] == b"x"
+        for sock in (fresh, *under_way):
+            sock.close()
+
+
 def test_a_stalled_body_gives_way_to_a_newcomer(serve: Serve) -> None:
     with serve(connections=1, reserved_connections=1) as tiny:
         with tiny.connect() as stalled:

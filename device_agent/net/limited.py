@@ -121,7 +121,7 @@ class Limited(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The caller does not read its answer, for now."""
         super().pause_writing()
-        self.table.unread(self, self.transport.get_write_buffer_size())
+        self.table.unread(self, max(self.transport.get_write_buffer_size(), 1))
 
     def resume_writing(self) -> None:
         """It does."""

@@ -163,7 +163,7 @@ class PureHttp(Limited, H11Protocol):  # type: ignore[misc]
         raw_path, _, query = event.target.partition(b"?")
         scope = {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
             "http_version": event.http_version.decode("ascii"),
             "server": self.server,
             "client": self.client,

@@ -27,7 +27,7 @@ from .log import configure, event
 from .net.listen import listen, raise_file_limit
 from .net.server import Server, loop_factory
 from .serving.lane import Lane
-from .serving.memory import limit_arenas
+from .serving.memory import keep_small
 from .serving.repository import Repository
 
 OK, REFUSED, STUCK = 0, 4, 1
@@ -45,7 +45,7 @@ def run(config: AgentConfig) -> int:
     Raises:
         ConfigError: an address cannot be listened on as the configuration says.
     """
-    limit_arenas()
+    keep_small()
     configure(config.log)
     config.state.mkdir(parents=True, exist_ok=True)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -39,6 +39,9 @@ class Route(NamedTuple):
 class Application:
     """One ASGI callable for all listeners."""
 
+    first_step_inline = True
+    """Its first step needs no task of its own (``net.compiled``, rule 3)."""
+
     def __init__(
         self,
         repository: Repository,
@@ -90,6 +93,7 @@ class Application:
         return codec.dumps({"name": served.name, "ready": True})
 
     async def _ask_people(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0)  # FastAPI asks in which task it is
         if self._people is None:
             async with self._importing:
                 if self._people is None:

@@ -29,7 +29,13 @@ from ..errors import RequestError, TooLargeError
 from ..serving.signature import Signature, Slot
 from . import codec
 
-
+_WIDE_BYTES = 1 << 20
+"""JSON of fewer bytes cannot hold so many values that it matters."""
+_VALUES_MAX = 1 << 20
+"""Values in JSON for a model whose shapes do not say how many there may be."""
+_NESTED_MAX = 1 << 18
+_ENVELOPE_VALUES = 4096
+"""Names, parameters and the like."""
 _FEW = 64
 _LARGEST = {2: 65520.0, 4: 2.0**128 - 2.0**103, 8: float("inf")}
 """By itemsize: what is as large is rounded to infinity (largest and half a step)."""
@@ -63,6 +69,8 @@ def parse(body: bytes, header_bytes: int | None, signature: Signature) -> InferR
     """
     if header_bytes == 0:
         return _raw(body, signature)
+    if len(body) > _WIDE_BYTES:
+        _check_width(body[:header_bytes], signature)
     if header_bytes is None:
         document, binary = codec.loads(body), b""
     elif header_bytes > len(body):
@@ -121,6 +129,23 @@ def build(
     if not blobs:
         return head, None
     return b"".join((head, *blobs)), len(head)
+
+
+def _check_width(head: bytes, signature: Signature) -> None:
+    """Refuse JSON of more values than any right request has.
+
+    A value takes two bytes on the wire and sixty in memory.
+    """
+    signs = np.frombuffer(head, np.uint8)
+    values = int(np.count_nonzero(signs == ord(","))) + 1
+    nested = int(np.count_nonzero((signs == ord("[")) | (signs == ord("{"))))
+    most = signature.values
+    most_values = _VALUES_MAX if most is None else most + _ENVELOPE_VALUES
+    if values > most_values or nested > min(most_values, _NESTED_MAX):
+        raise TooLargeError(
+            f"the JSON has {values} values in {nested} lists; at most {most_values} in "
+            f"{min(most_values, _NESTED_MAX)}; send large tensors as binary data"
+        )
 
 
 def _feeds(inputs: Any, binary: bytes, signature: Signature) -> dict[str, Array]:

@@ -37,6 +37,8 @@ IMAGE_PIXELS_MAX = 40_000_000
 """Pixels of one encoded image, checked before it is decompressed."""
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 """Decoders that untrusted bytes can reach."""
+_STRIP_ROWS = 128
+"""Rows of a picture that are copied at once."""
 FIXED_BITS = 22
 """Fraction bits of a uint8 filter weight: Pillow's PRECISION_BITS."""
 
@@ -105,7 +107,17 @@ def _pixels(image: Any, mode: str) -> Array:
         return grey if mode == "L" else np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if image.mode in ("I", "F"):
         raise StepError(f"expected 8 or 16 bits a channel, found mode {image.mode}")
-    return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)
+    return _array(image if image.mode == mode else image.convert(mode))
+
+
+def _array(image: Any) -> Array:
+    """The pixels, a strip at a time: numpy would first copy the whole picture twice."""
+    width, height = image.size
+    pixels = np.empty((height, width, *(3,) * (image.mode == "RGB")), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, height)
+        pixels[top:bottom] = image.crop((0, top, width, bottom))
+    return pixels
 
 
 class Resize(ArrayStep):

@@ -4,11 +4,15 @@
    waits for its turn waits as bytes and not as objects.
 2. What a request sends beside its body (headers, framing of chunks, trailers) is
    counted, and bounded.
-3. ``Upgrade`` is ignored, as HTTP allows: the request is answered as if it were not
+3. The first step of an application that allows it (``first_step_inline``) is taken at
+   once, outside any task: most requests need no second one. Answers of one turn of the
+   loop are written together. Both together save a fifth of a small request's CPU.
+4. ``Upgrade`` is ignored, as HTTP allows: the request is answered as if it were not
    there, with its body (Java's client asks for h2c on every first request).
 """
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from .connections import Refusal
+from .connections import Connections, Refusal
 from .limited import (
     BODY,
     CLOSING,
@@ -53,6 +57,7 @@ class CompiledCycle(RequestResponseCycle):
     head: list[bytes] | None = None
     """The head of the answer, kept until its body comes."""
     head_written = False
+    table: Connections
 
     async def send_500_response(self) -> None:
         """The application has failed."""
@@ -105,6 +110,9 @@ class CompiledCycle(RequestResponseCycle):
 
     def _continue(self, body: bytes, more: bool) -> None:
         content, self.head = self.head or [], None
+        whole = not (more or self.head_written or len(body) > COPIED_BYTES_MAX)
+        if not whole:
+            self.table.flush()
         if len(body) > COPIED_BYTES_MAX and content:
             self.transport.write(b"".join(content))
             content = []
@@ -121,7 +129,10 @@ class CompiledCycle(RequestResponseCycle):
             if self.expected_content_length < 0:
                 raise RuntimeError("the answer is longer than its Content-Length")
             content.append(body)
-        self.transport.write(content[0] if len(content) == 1 else b"".join(content))
+        if whole:
+            self.table.write(self.transport, b"".join(content))
+        else:
+            self.transport.write(b"".join(content))
         if not more:
             if self.expected_content_length:
                 raise RuntimeError("the answer is shorter than its Content-Length")
@@ -140,6 +151,8 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
     """Its Content-Length; None: none."""
     chunked = False
     upgrade = False
+    unstarted: Any = None
+    """A request that was read and has not taken its first step."""
     held = b""
     """What came behind requests that are still to be answered."""
 
@@ -276,9 +289,15 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
             on_response=self.on_response_complete,
         )
         cycle.date = self.table.date
+        cycle.table = self.table
+        if self.expect_100_continue:
+            self.table.flush()
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            if getattr(self.app, "first_step_inline", False):
+                self.running = self.unstarted = cycle
+            else:
+                self._start_asgi_task(cycle, self.app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
@@ -287,7 +306,21 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
         self, cycle: RequestResponseCycle, app: ASGI3Application
     ) -> None:
         self.running = cycle
-        task = self.loop.create_task(cycle.run_asgi(app))
+        self._go_on(cycle.run_asgi(app))
+
+    def _start(self, cycle: RequestResponseCycle) -> None:
+        """Take the first step of a request; a task goes on if there is a second."""
+        if cycle.disconnected:  # it was refused while the rest of it was read
+            return
+        steps = cycle.run_asgi(self.app)
+        try:
+            waits_for = steps.send(None)
+        except StopIteration:
+            return
+        self._go_on(_Begun(steps, waits_for))
+
+    def _go_on(self, steps: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(steps)
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
@@ -319,6 +352,11 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
         else:
             if self.overhead_bytes > self.limits.header_bytes:
                 self._check_overhead()
+        if (
+            self.unstarted is not None
+        ):  # not in the parser's callback: it may feed again
+            cycle, self.unstarted = self.unstarted, None
+            self._start(cycle)
 
     def _feed_slices(self, data: memoryview) -> None:
         at, end = 0, len(data)
@@ -396,6 +434,33 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         self._feed_slices(rest)
+
+
+class _Begun(Coroutine[Any, Any, None]):
+    """A coroutine that has taken its first step, for the task that goes on with it."""
+
+    def __init__(self, steps: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+        self._handed_on = False
+
+    def send(self, value: None) -> Any:
+        """What the first step waits for; then what the others do."""
+        if self._handed_on:
+            return self._steps.send(value)
+        self._handed_on = True
+        return self._waits_for
+
+    def throw(self, *error: Any) -> Any:
+        """Raise where it waits."""
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """End it."""
+        self._steps.close()
+
+    def __await__(self) -> Any:
+        return self._steps.__await__()
 
 
 class _Headless:

@@ -113,6 +113,7 @@ class Limited(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """A caller that ends its side after whole requests still gets the answers."""
+        self.table.flush()
         if self.part != WAITING or not self.busy() or self.scheme == "https":
             return None
         self.ended = True
@@ -147,6 +148,7 @@ class Limited(asyncio.Protocol):
 
     def evict(self, reason: str) -> None:
         """Close at once, without an answer."""
+        self.table.flush()
         self.part = CLOSING
         self.transport.abort()
 
@@ -243,6 +245,7 @@ class Limited(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """Close when what was written has been sent."""
+        self.table.flush()
         self.part, self.since = CLOSING, self.table.now
         self.transport.close()
 
@@ -269,6 +272,7 @@ class Limited(asyncio.Protocol):
             self.flow.resume_reading()
 
     def _answer(self, refusal: Refusal) -> None:
+        self.table.flush()
         if not self.transport.is_closing():
             self.transport.write(error_answer(refusal, self.table.date))
             self._linger()
@@ -276,6 +280,7 @@ class Limited(asyncio.Protocol):
     def _linger(self) -> None:
         # Closing with unread bytes in the socket resets the connection, and the caller
         # loses the answer: end our side, and read on for a while.
+        self.table.flush()
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():

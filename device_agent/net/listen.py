@@ -34,7 +34,7 @@ _PATH_BYTES_MAX = 107
 _SPARE_FILES = 256
 """Open files beside connections: bundles, libraries, logs, probes."""
 _LIVE_PROBE_S = 1.0
-_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
+_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready", "/", "/docs"))
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
 _HOSTS_REMEMBERED = 64
 

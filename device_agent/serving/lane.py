@@ -199,6 +199,7 @@ class Lane:
                 self.loop.call_soon_threadsafe(self._over, job, failure, kept)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
+            del job, failure  # and what they hold: feeds, outputs, a traceback
             if not kept:  # another thread has taken over
                 return
 

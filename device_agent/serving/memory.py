@@ -1,7 +1,9 @@
 """What the allocator is told, where it is glibc's; elsewhere nothing is done.
 
 A model is loaded in one thread, run in another and closed in a third; with an arena
-for each, glibc keeps three times what is free, and every swap spreads it further.
+for each, glibc keeps three times what is free, and every swap spreads it further. And
+glibc raises the size from which a block is the system's own with every block it frees:
+after one large body all others stay in the heap, between small things that live on.
 """
 
 import ctypes
@@ -9,13 +11,17 @@ import ctypes
 _ARENAS = 2
 """One for the main thread, one for all others."""
 _M_ARENA_MAX = -8
+_OWN_BYTES = 128 << 10
+"""Larger blocks go back to the system when they are freed."""
+_M_MMAP_THRESHOLD = -3
 
 
-def limit_arenas() -> None:
-    """Let threads share their heaps; to be called before the first thread starts."""
+def keep_small() -> None:
+    """Share heaps, give large blocks back; to be called before the first thread."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
+        mallopt(_M_MMAP_THRESHOLD, _OWN_BYTES)
 
 
 def give_back() -> None:

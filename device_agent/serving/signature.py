@@ -43,21 +43,23 @@ class Signature:
         self.outputs = {spec.name: spec.datatype for spec in outputs}
         self.batches = batches
         self.max_rows = max_rows
-        self._largest = self._largest_body()
+        self.values = self._most_values()
+        """Values in the largest right request; None: the shapes do not say."""
 
     def body_bytes(self, limit_bytes: int) -> int:
         """The largest body that can be a right one, at most ``limit_bytes``."""
-        largest = self._largest
-        return limit_bytes if largest is None or largest > limit_bytes else largest
+        if self.values is None:
+            return limit_bytes
+        return min(limit_bytes, self.values * _JSON_BYTES + _ENVELOPE_BYTES)
 
-    def _largest_body(self) -> int | None:
+    def _most_values(self) -> int | None:
         values = 0
         for slot in self.inputs.values():
             shape = slot.shape[1:] if self.batches else slot.shape
             if -1 in shape:
                 return None
             values += prod(shape) * (self.max_rows if self.batches else 1)
-        return values * _JSON_BYTES + _ENVELOPE_BYTES
+        return values
 
 
 def _slot(spec: TensorSpec) -> Slot:

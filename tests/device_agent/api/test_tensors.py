@@ -316,3 +316,21 @@ def test_the_largest_value_comes_in_and_no_larger_one(
             raw = body([sign * beyond] * count, shape=[count], datatype=datatype)
             with pytest.raises(RequestError, match="beyond"):
                 parse(raw, None, signature)
+
+
+@pytest.mark.parametrize("inside", [b"0,", b"[],", b"{},", b'"",', b"[[0]],"])
+def test_json_that_is_wider_than_any_right_request(inside: bytes) -> None:
+    free = TensorSpec(name="x", datatype="FP32", shape=(-1, -1))
+    signature = Signature((free,), (Y,), True, 4)
+    wide = b"[" + inside * ((4 << 20) // len(inside)) + b"0]"
+    with pytest.raises(TooLargeError, match="send large tensors as binary"):
+        parse(wide, None, signature)
+
+
+def test_a_large_right_request_comes_in() -> None:
+    shape = (3, 300, 300)
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    raw = body(values.astype(float).tolist(), shape=list(shape))
+    assert len(raw) > 1 << 20
+    request = parse(raw, None, fixed("FP32", shape))
+    np.testing.assert_array_equal(request.feeds["x"], values)

@@ -8,9 +8,9 @@ import pytest
 
 HEAPS = """
 import ctypes, sys, threading
-from device_agent.serving.memory import give_back, limit_arenas
+from device_agent.serving.memory import give_back, keep_small
 if sys.argv[1] == "limited":
-    limit_arenas()
+    keep_small()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 together = threading.Barrier(6)

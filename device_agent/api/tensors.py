@@ -69,21 +69,22 @@ def parse(body: bytes, header_bytes: int | None, signature: Signature) -> InferR
     """
     if header_bytes == 0:
         return _raw(body, signature)
-    if len(body) > _WIDE_BYTES:
-        _check_width(body[:header_bytes], signature)
     if header_bytes is None:
-        document, binary = codec.loads(body), b""
+        head, binary = body, b""
     elif header_bytes > len(body):
         raise RequestError(
             f"Inference-Header-Content-Length is {header_bytes}; "
             f"the body has {len(body)} bytes"
         )
     else:
-        document, binary = codec.loads(body[:header_bytes]), body[header_bytes:]
+        head, binary = body[:header_bytes], body[header_bytes:]
+    if len(head) > _WIDE_BYTES:
+        _check_width(head, signature)
+    document = codec.loads(head)
     if type(document) is not dict:
         raise RequestError("expected a JSON object with inputs, found another value")
     feeds = _feeds(document.get("inputs"), binary, signature)
-    _check_truths(body, document["inputs"], signature)
+    _check_truths(head, document["inputs"], signature)
     name = document.get("id")
     if name is not None and not isinstance(name, str):
         raise RequestError(f"id: expected text, found {_word(name)}")
@@ -136,9 +137,12 @@ def _check_width(head: bytes, signature: Signature) -> None:
 
     A value takes two bytes on the wire and sixty in memory.
     """
+    values, nested = 1, 0
     signs = np.frombuffer(head, np.uint8)
-    values = int(np.count_nonzero(signs == ord(","))) + 1
-    nested = int(np.count_nonzero((signs == ord("[")) | (signs == ord("{"))))
+    for start in range(0, len(signs), _WIDE_BYTES):
+        part = signs[start : start + _WIDE_BYTES]
+        values += int(np.count_nonzero(part == ord(",")))
+        nested += int(np.count_nonzero((part == ord("[")) | (part == ord("{"))))
     most = signature.values
     most_values = _VALUES_MAX if most is None else most + _ENVELOPE_VALUES
     if values > most_values or nested > min(most_values, _NESTED_MAX):
@@ -252,12 +256,12 @@ def _finite(values: Array, data: list[Any]) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _check_truths(body: bytes, inputs: list[Any], signature: Signature) -> None:
+def _check_truths(head: bytes, inputs: list[Any], signature: Signature) -> None:
     """Booleans are numbers to Python and so to ``array``; to the protocol they are not.
 
-    The body is searched first: most requests hold no such word.
+    The JSON is searched first: most requests hold no such word.
     """
-    spoken = b"true" in body or b"false" in body
+    spoken = b"true" in head or b"false" in head
     for item in inputs:
         slot = signature.inputs[item["name"]]
         boolean = slot.dtype.kind == "b"

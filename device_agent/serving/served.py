@@ -219,10 +219,10 @@ class Served:
         self.waiting -= len(turn.claimed)
         if turn.hung:
             self.hung -= 1
-        for _ in range(turn.late):
-            self.statistics.refuse("expired")
-        for _ in range(turn.barred):
-            self.statistics.refuse("hung")
+        for request, reason in turn.dropped:
+            # one that expired since then has been answered and counted
+            if not request.done.done() or request.done.cancelled():
+                self.statistics.refuse(reason)
         for run in turn.runs:
             if not run.failed:
                 self._forecast.ran(run.rows, run.took_ns, run.ended_ns, trial=run.trial)

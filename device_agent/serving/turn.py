@@ -55,18 +55,15 @@ class Turn(Job):
     """One or several requests in the lane."""
 
     __slots__ = (
-        "_model", "_requests", "barred", "claimed", "hung", "inseparable", "late",
-        "runs",
+        "_model", "_requests", "claimed", "dropped", "hung", "inseparable", "runs",
     )  # fmt: skip
 
     def __init__(self, model: Model, requests: Sequence[Request]) -> None:
         super().__init__()
         self.claimed: list[Request] = []
         """Requests whose turn came; the others were dropped before."""
-        self.late = 0
-        """How many of them were not run because of their deadline."""
-        self.barred = 0
-        """How many because an earlier call hangs."""
+        self.dropped: list[tuple[Request, str]] = []
+        """Those of them that were not run, and the word for why."""
         self.runs: list[Run] = []
         self.inseparable = False
         """The outputs of a batch could not be split: nothing of it can be joined."""
@@ -85,11 +82,9 @@ class Turn(Job):
         self.claimed = [request for request in self._requests if request.claim()]
         live = [request for request in self.claimed if self._in_time(request)]
         if self._model.hung:
-            self.barred = len(live)
             for request in live:
-                request.error = UnavailableError(
-                    f"{self.label}: not run, an earlier call of its runtime hangs"
-                )
+                text = f"{self.label}: not run, an earlier call of its runtime hangs"
+                self._drop(request, "hung", UnavailableError(text))
         elif len(live) == 1 or not self._together(live):
             for request in live:
                 self._alone(request)
@@ -120,12 +115,16 @@ class Turn(Job):
         if self.started_ns <= request.start_by_ns:
             self.expected_ns += request.cost_ns
             return True
-        self.late += 1
-        request.error = DeadlineError(
+        text = (
             f"{self.label}: its turn came too late for its deadline of "
             f"{request.allowed_s:.3f} s"
         )
+        self._drop(request, "expired", DeadlineError(text))
         return False
+
+    def _drop(self, request: Request, reason: str, error: Exception) -> None:
+        request.error = error
+        self.dropped.append((request, reason))
 
     def _together(self, live: list[Request]) -> bool:
         """Run all at once; False: each is to be run alone."""

@@ -29,7 +29,7 @@ from .attacks import ATTACKS
 
 HEALTH_S_MAX = 1.0
 RSS_BYTES_MAX = 150_000_000
-PHOTO_RSS_BYTES_MAX = 260_000_000
+PHOTO_RSS_BYTES_MAX = 200_000_000
 """predict takes photos of 16 megapixels; that much is what decoding one takes."""
 ATTACK_S_MAX = 60.0
 HEADER_S, BODY_S, RESPONSE_S = 1.5, 2.0, 2.0

@@ -150,7 +150,7 @@ def test_agent(source: Path, tmp_path: Path) -> None:
     found = served(made, tmp_path, bundle)
     np.testing.assert_allclose(found["output"]["data"], ANSWER, rtol=1e-6)
     # where there are no wheels for these, it is slower and right
-    fast = ("uvloop", "httptools", "orjson")
+    fast = ("uvloop", "httptools", "orjson", "msgspec")
     made.run("pip", "uninstall", "--yes", "--quiet", *fast, cwd=tmp_path)
     made.lacks(*fast)
     slow = served(made, tmp_path, bundle)

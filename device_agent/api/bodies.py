@@ -36,12 +36,15 @@ class Bodies:
         """
         limit = limit_bytes or self._limit_bytes
         check_length(request.headers.get("content-length", "").encode(), limit)
-        raw = await read_body(request.receive, limit, self._budget)
+        body = await read_body(request.receive, limit, self._budget)
+        held_bytes = len(body)
         try:
             encoding = request.headers.get("content-encoding", "").encode("latin-1")
-            yield decompress(raw, encoding, limit)
+            body = decompress(body, encoding, limit)
+            body = bytes(body)
+            yield body
         finally:
-            self._budget.release(len(raw))
+            self._budget.release(held_bytes)
 
     async def document(self, request: Request, kind: type[D]) -> D:
         """A small JSON body; an empty one is an empty object.

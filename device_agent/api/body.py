@@ -35,12 +35,28 @@ class Budget:
             )
         self.used_bytes += size_bytes
 
+    def take_answer(self, size_bytes: int, held_bytes: int) -> int:
+        """Reserve an answer before it is computed; how much was taken.
+
+        Args:
+            size_bytes: of the outputs and of all that is made of them.
+            held_bytes: what the request holds already: alone it is always served.
+
+        Raises:
+            OverloadError: all callers together hold too many.
+        """
+        taken = min(size_bytes, max(self.limit_bytes - held_bytes, 0))
+        self.take(taken)
+        return taken
+
     def release(self, size_bytes: int) -> None:
         """Give back what was taken."""
         self.used_bytes -= size_bytes
 
 
-async def read_body(receive: Receive, limit_bytes: int, budget: Budget) -> bytes:
+async def read_body(
+    receive: Receive, limit_bytes: int, budget: Budget
+) -> bytes | bytearray:
     """The whole body; its length stays taken from the budget until released.
 
     The rest of a refused body is not read here: the server drops it as it comes.
@@ -56,7 +72,7 @@ async def read_body(receive: Receive, limit_bytes: int, budget: Budget) -> bytes
         _check(len(first), limit_bytes)
         budget.take(len(first))
         return first
-    parts: list[bytes] = []
+    body = bytearray()  # grows in place: joined parts would need the memory twice
     taken = 0
     try:
         while True:
@@ -66,9 +82,9 @@ async def read_body(receive: Receive, limit_bytes: int, budget: Budget) -> bytes
             _check(taken + len(part), limit_bytes)
             budget.take(len(part))
             taken += len(part)
-            parts.append(part)
+            body += part
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return body
             message = await receive()
     except (RequestError, OverloadError):
         budget.release(taken)
@@ -85,7 +101,9 @@ def check_length(value: bytes, limit_bytes: int) -> None:
         _check(int(value), limit_bytes)
 
 
-def decompress(body: bytes, encoding: bytes, limit_bytes: int) -> bytes:
+def decompress(
+    body: bytes | bytearray, encoding: bytes, limit_bytes: int
+) -> bytes | bytearray:
     """The body without its Content-Encoding.
 
     Raises:
@@ -126,7 +144,7 @@ def compress(body: bytes, accepted: bytes) -> tuple[bytes, bytes]:
     return body, b""
 
 
-def _deflate_bits(body: bytes) -> int:
+def _deflate_bits(body: bytes | bytearray) -> int:
     """HTTP's deflate is zlib's; some clients send the raw kind."""
     head = int.from_bytes(body[:2], "big")
     return 15 if head >> 8 & 15 == 8 and head % 31 == 0 else -15

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ..errors import AgentError, RequestError
+from ..serving.memory import LARGE_BYTES, Settling
 from ..serving.repository import Repository
 from . import codec
 from .body import Budget, Receive, check_length, compress, decompress, read_body
@@ -22,6 +23,9 @@ _BINARY = (b"content-type", b"application/octet-stream")
 _COMPRESS_BYTES_MIN = 4096
 """Smaller answers are sent as they are: compressing costs more than sending."""
 
+_COPIES = 4
+"""What an answer takes, in sizes of its outputs: they, their JSON, and its growth."""
+
 
 class Infer:
     """Answers infer requests."""
@@ -30,6 +34,7 @@ class Infer:
         self._repository = repository
         self._budget = budget
         self._body_bytes = body_bytes
+        self._settling = Settling()
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, name: str, version: str | None
@@ -51,24 +56,25 @@ class Infer:
         limit = asked.signature.body_bytes(self._body_bytes)
         check_length(length, limit)
         body = await read_body(receive, limit, self._budget)
-        taken = len(body)
+        held_bytes = len(body)
         try:
             if encoding:
                 body = decompress(body, encoding, limit)
-            payload, head = await self._answer(body, header_bytes, name, version)
+            served = self._repository.route(name, version)
+            if served.waiting:  # refuse before the work of parsing
+                served.admit()
+            signature = served.signature
+            request = parse(body, header_bytes, signature)
+            held_bytes += self._budget.take_answer(
+                signature.answer_bytes * request.rows * _COPIES, held_bytes
+            )
+            outputs = await served.infer(request.feeds, request.rows, request.timeout_s)
+            payload, head = build(request, outputs, served.name, served.version)
+            await respond(send, 200, payload, head, accepted)
         finally:
-            self._budget.release(taken)
-        await respond(send, 200, payload, head, accepted)
-
-    async def _answer(
-        self, body: bytes, header_bytes: int | None, name: str, version: str | None
-    ) -> tuple[bytes, int | None]:
-        served = self._repository.route(name, version)
-        if served.waiting:  # refuse before the work of parsing
-            served.admit()
-        request = parse(body, header_bytes, served.signature)
-        outputs = await served.infer(request.feeds, request.rows, request.timeout_s)
-        return build(request, outputs, served.name, served.version)
+            self._budget.release(held_bytes)
+            if held_bytes > LARGE_BYTES:
+                self._settling.soon()
 
 
 async def respond(

@@ -29,6 +29,7 @@ from ..errors import RequestError, TooLargeError
 from ..serving.signature import Signature, Slot
 from . import codec
 
+Bytes = bytes | bytearray | memoryview
 _WIDE_BYTES = 1 << 20
 """JSON of fewer bytes cannot hold so many values that it matters."""
 _VALUES_MAX = 1 << 20
@@ -36,6 +37,7 @@ _VALUES_MAX = 1 << 20
 _NESTED_MAX = 1 << 18
 _ENVELOPE_VALUES = 4096
 """Names, parameters and the like."""
+_LETTERS_MAX = 64
 _FEW = 64
 _LARGEST = {2: 65520.0, 4: 2.0**128 - 2.0**103, 8: float("inf")}
 """By itemsize: what is as large is rounded to infinity (largest and half a step)."""
@@ -55,7 +57,9 @@ class InferRequest:
     timeout_s: float | None = None
 
 
-def parse(body: bytes, header_bytes: int | None, signature: Signature) -> InferRequest:
+def parse(
+    body: bytes | bytearray, header_bytes: int | None, signature: Signature
+) -> InferRequest:
     """Read an infer request.
 
     Args:
@@ -70,14 +74,14 @@ def parse(body: bytes, header_bytes: int | None, signature: Signature) -> InferR
     if header_bytes == 0:
         return _raw(body, signature)
     if header_bytes is None:
-        head, binary = body, b""
+        head, binary = body, memoryview(b"")
     elif header_bytes > len(body):
         raise RequestError(
             f"Inference-Header-Content-Length is {header_bytes}; "
             f"the body has {len(body)} bytes"
         )
     else:
-        head, binary = body[:header_bytes], body[header_bytes:]
+        head, binary = body[:header_bytes], memoryview(body)[header_bytes:]
     if len(head) > _WIDE_BYTES:
         _check_width(head, signature)
     document = codec.loads(head)
@@ -107,7 +111,7 @@ def build(
         UnwritableError: an output holds NaN or infinities and was asked for as JSON.
     """
     written: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
+    blobs: list[memoryview] = []  # joined without a copy of each
     for wanted, binary in request.outputs:
         value = outputs[wanted]
         item: dict[str, Any] = {
@@ -116,9 +120,8 @@ def build(
             "shape": list(value.shape),
         }
         if binary:
-            blob = _little(value).tobytes()
-            item["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
+            item["parameters"] = {"binary_data_size": value.nbytes}
+            blobs.append(np.ascontiguousarray(_little(value)).data)
         else:
             item["data"] = np.ascontiguousarray(value).reshape(-1)
         written.append(item)
@@ -132,7 +135,7 @@ def build(
     return b"".join((head, *blobs)), len(head)
 
 
-def _check_width(head: bytes, signature: Signature) -> None:
+def _check_width(head: Bytes, signature: Signature) -> None:
     """Refuse JSON of more values than any right request has.
 
     A value takes two bytes on the wire and sixty in memory.
@@ -152,7 +155,7 @@ def _check_width(head: bytes, signature: Signature) -> None:
         )
 
 
-def _feeds(inputs: Any, binary: bytes, signature: Signature) -> dict[str, Array]:
+def _feeds(inputs: Any, binary: memoryview, signature: Signature) -> dict[str, Array]:
     if type(inputs) is not list or not inputs:
         raise RequestError(
             f"inputs: expected a list of {_names(signature.inputs)}, "
@@ -256,12 +259,14 @@ def _finite(values: Array, data: list[Any]) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _check_truths(head: bytes, inputs: list[Any], signature: Signature) -> None:
+def _check_truths(
+    head: bytes | bytearray, inputs: list[Any], signature: Signature
+) -> None:
     """Booleans are numbers to Python and so to ``array``; to the protocol they are not.
 
     The JSON is searched first: most requests hold no such word.
     """
-    spoken = b"true" in head or b"false" in head
+    spoken = _holds(head, b"true", 2) or _holds(head, b"false", 3)
     for item in inputs:
         slot = signature.inputs[item["name"]]
         boolean = slot.dtype.kind == "b"
@@ -272,6 +277,22 @@ def _check_truths(head: bytes, inputs: list[Any], signature: Signature) -> None:
                 raise RequestError(
                     f"input {slot.name!r}: a value is no {slot.datatype}: {value!r}"
                 )
+
+
+def _holds(head: bytes | bytearray, word: bytes, at: int) -> bool:
+    """Whether ``word`` is in ``head``, looked for by its letter ``at``.
+
+    Numbers do not have that letter, and one letter is found twenty times as fast.
+    """
+    letter = word[at : at + 1]
+    found = head.find(letter)
+    for _ in range(_LETTERS_MAX):
+        if found < 0:
+            return False
+        if head.startswith(word, max(found - at, 0)):
+            return True
+        found = head.find(letter, found + 1)
+    return word in head
 
 
 def _leaves(data: list[Any]) -> Iterator[Any]:
@@ -315,14 +336,14 @@ def _size(
     return wanted
 
 
-def _from_bytes(raw: bytes, slot: Slot, shape: tuple[int, ...]) -> Array:
+def _from_bytes(raw: Bytes, slot: Slot, shape: tuple[int, ...]) -> Array:
     if slot.dtype.kind == "b":
         return np.frombuffer(raw, np.uint8).astype(np.bool_).reshape(shape)
     little = slot.dtype.newbyteorder("<")
     return np.frombuffer(raw, little).astype(slot.dtype).reshape(shape)
 
 
-def _raw(body: bytes, signature: Signature) -> InferRequest:
+def _raw(body: Bytes, signature: Signature) -> InferRequest:
     if len(signature.inputs) != 1:
         raise RequestError(
             "a raw body (Inference-Header-Content-Length: 0) needs a model with one "

@@ -45,6 +45,11 @@ class Signature:
         self.max_rows = max_rows
         self.values = self._most_values()
         """Values in the largest right request; None: the shapes do not say."""
+        self.answer_bytes = sum(
+            prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize
+            for spec in outputs
+        )
+        """The outputs of one row, variable dimensions taken as 1."""
 
     def body_bytes(self, limit_bytes: int) -> int:
         """The largest body that can be a right one, at most ``limit_bytes``."""

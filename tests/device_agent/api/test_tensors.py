@@ -21,11 +21,14 @@ Y = TensorSpec(name="y", datatype="FP32", shape=(-1, 3))
 SIGNATURE = Signature((X,), (Y,), batches=True, max_rows=4)
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture(params=["orjson", "msgspec", "json"])
 def json_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both implementations of JSON."""
-    if request.param == "plain":
+    """Every implementation of JSON."""
+    if request.param == "msgspec":
+        monkeypatch.setattr(codec, "SMALL_BYTES", 0)
+    elif request.param == "json":
         monkeypatch.setattr(codec, "orjson", None)
+        monkeypatch.setattr(codec, "msgspec", None)
     return str(request.param)
 
 

@@ -3,8 +3,8 @@
 orjson is the fastest with small documents. For large ones it asks for twelve times
 their size at once, which the system has to clear each time; msgspec does not.
 
-All take and give the same documents: no NaN or infinity in either direction, UTF-8 only,
-arrays written as flat lists.
+All take and give the same documents: no NaN or infinity in either direction, UTF-8
+only, arrays written as flat lists.
 """
 
 import json

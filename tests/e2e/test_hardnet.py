@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import Done, edgeml
 
+pytestmark = pytest.mark.long
+
 TARGET = "cpu-x86_64"
 DROP = 0.01
 RECIPE = """\

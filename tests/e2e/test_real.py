@@ -39,6 +39,7 @@ def int8(target: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.long
 def test_keyword_spotting_keeps_its_accuracy_in_int8(tmp_path: Path) -> None:
     report = built("mlperf_tiny_kws", tmp_path, "cpu-x86_64", "openvino-cpu")
     before = report["oracle"]["metrics"]["top1"]

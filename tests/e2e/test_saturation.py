@@ -25,6 +25,8 @@ from device_agent.contract.bundle import read_bundle
 
 from .conftest import ROOT, edgeml
 
+pytestmark = pytest.mark.long
+
 QEMU = "qemu-x86_64-static"
 # without what QEMU would only warn that it does not emulate
 HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"

@@ -33,9 +33,9 @@ from device_agent.contract.tensors import TensorSpec
 from edgeml.bundling.bundle import pack
 
 VERSION = "2.0.0"
-SANDBOX = SandboxConfig(memory_bytes=1 << 30, cpu_s=2, wall_s=20.0)
+SANDBOX = SandboxConfig(memory_bytes=1 << 30, cpu_s=3, wall_s=20.0)
 """Enough for what is good, soon over for what is not."""
-TOML = "[sandbox]\nmemory_bytes = 1073741824\ncpu_s = 2\nwall_s = 20.0\n"
+TOML = "[sandbox]\nmemory_bytes = 1073741824\ncpu_s = 3\nwall_s = 20.0\n"
 
 _OPSET = helper.make_opsetid("", 17)
 _LOCAL = helper.make_opsetid("local", 1)
@@ -291,8 +291,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("crash at load", crashes_at_load, "load", r"crashed \(SIGSEGV\)"),
     Fault("crash at inference", crashes_at_inference, *_TRAP),
-    Fault("hang at load", hangs_at_load, "load", "2 s of processor time"),
-    Fault("hang at inference", hangs_at_inference, "load", "2 s of processor time"),
+    Fault("hang at load", hangs_at_load, "load", "3 s of processor time"),
+    Fault("hang at inference", hangs_at_inference, "load", "3 s of processor time"),
     Fault("memory at load", eats_memory_at_load, "load", "1073741824 bytes of addr"),
     Fault("memory at inference", eats_memory_at_inference, "load", "allocate memory"),
     Fault(

@@ -58,8 +58,10 @@ class Mutations:
             headers[HEADER] = chance.choice(LENGTHS)
         if chance.random() < 0.2:
             headers["Content-Encoding"] = chance.choice(["gzip", "deflate"])
-            packer = gzip if headers["Content-Encoding"] == "gzip" else zlib
-            body = packer.compress(body)
+            if headers["Content-Encoding"] == "gzip":
+                body = gzip.compress(body, mtime=0)  # the same bytes every time
+            else:
+                body = zlib.compress(body)
             if chance.random() < 0.5:
                 body = self._scratch(bytearray(body))
         return body, headers

@@ -22,16 +22,19 @@ from . import __version__
 from .api.app import Application
 from .api.body import Budget
 from .config import AgentConfig, notify_socket
+from .contract.machine import memory_bytes
 from .errors import RefusedError
 from .log import configure, event
 from .net.listen import listen, raise_file_limit
 from .net.server import Server, loop_factory
 from .serving.lane import Lane
-from .serving.memory import keep_small
+from .serving.memory import give_back, keep_small
 from .serving.repository import Repository
 
 OK, REFUSED, STUCK = 0, 4, 1
 _WATCH_S = 1.0
+_GROWN_BYTES = 4 << 20
+"""What the process may grow before what is free in its heaps is given back."""
 _LOG = logging.getLogger("edgeml.agent")
 
 
@@ -123,8 +126,12 @@ class Agent:
         self._notify(f"READY=1\nSTATUS={models}")
 
     async def _watch(self) -> None:
+        settled_bytes = memory_bytes("VmRSS")
         while True:
             await asyncio.sleep(_WATCH_S)
+            if memory_bytes("VmRSS") > settled_bytes + _GROWN_BYTES:
+                give_back()
+                settled_bytes = memory_bytes("VmRSS")
             hopeless = self._repository.watch(self._config.hang_s)
             if hopeless is not None and not self._stop.is_set():
                 event(_LOG, logging.CRITICAL, "giving up", reason=hopeless)

@@ -4,15 +4,16 @@
    waits for its turn waits as bytes and not as objects.
 2. What a request sends beside its body (headers, framing of chunks, trailers) is
    counted, and bounded.
-3. The first step of an application that allows it (``first_step_inline``) is taken at
-   once, outside any task: most requests need no second one. Answers of one turn of the
-   loop are written together. Both together save a fifth of a small request's CPU.
+3. The first step of an application that allows it (``first_step_inline``) is taken
+   outside any task: most requests need no second one. A few requests have their turn
+   together, and their answers are written together: a fifth of a small request's CPU.
 4. ``Upgrade`` is ignored, as HTTP allows: the request is answered as if it were not
    there, with its body (Java's client asks for h2c on every first request).
 """
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -151,8 +152,6 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
     """Its Content-Length; None: none."""
     chunked = False
     upgrade = False
-    unstarted: Any = None
-    """A request that was read and has not taken its first step."""
     held = b""
     """What came behind requests that are still to be answered."""
 
@@ -295,7 +294,8 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
             if getattr(self.app, "first_step_inline", False):
-                self.running = self.unstarted = cycle
+                self.running = cycle
+                self.table.begin(partial(self._start, cycle))
             else:
                 self._start_asgi_task(cycle, self.app)
         else:
@@ -310,7 +310,7 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
 
     def _start(self, cycle: RequestResponseCycle) -> None:
         """Take the first step of a request; a task goes on if there is a second."""
-        if cycle.disconnected:  # it was refused while the rest of it was read
+        if cycle.disconnected:  # refused while the rest of it was read, or gone
             return
         steps = cycle.run_asgi(self.app)
         try:
@@ -352,11 +352,6 @@ class CompiledHttp(Limited, HttpToolsProtocol):  # type: ignore[misc]
         else:
             if self.overhead_bytes > self.limits.header_bytes:
                 self._check_overhead()
-        if (
-            self.unstarted is not None
-        ):  # not in the parser's callback: it may feed again
-            cycle, self.unstarted = self.unstarted, None
-            self._start(cycle)
 
     def _feed_slices(self, data: memoryview) -> None:
         at, end = 0, len(data)

@@ -15,8 +15,8 @@
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -24,6 +24,8 @@ from typing import Protocol
 
 from ..config import LimitsConfig
 
+TOGETHER = 8
+"""Requests that are started, and answers that are written, at once."""
 SWEEP_S = 0.25
 """How often deadlines are looked at; their precision."""
 LINGER_S = 2.0
@@ -124,6 +126,7 @@ class Connections:
         self.date = b""
         """The Date header, a whole line."""
         self.stopping = False
+        self._begun: deque[Callable[[], None]] = deque()
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
         self.pipelined_bytes = 0
         self.emptied = asyncio.Event()
@@ -134,12 +137,31 @@ class Connections:
         self._unread: dict[Connection, None] = {}
         self._unread_bytes = 0
 
+    def begin(self, request: Callable[[], None]) -> None:
+        """Start a request when its turn comes: a few, their answers, the next few.
+
+        Between them the loop looks who has come meanwhile, so that nobody waits for two
+        rounds because he came a moment after all others were read.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._begun.append(request)
+
+    def _turn(self) -> None:
+        begun = self._begun
+        for _ in range(min(len(begun), TOGETHER)):
+            begun[0]()  # it stays there meanwhile, so that no second turn is called
+            begun.popleft()
+        self.flush()
+        if begun:
+            asyncio.get_running_loop().call_soon(self._turn)
+
     def write(self, transport: asyncio.Transport, answer: bytes) -> None:
-        """Write a whole answer with all others of this turn of the loop.
+        """Write a whole answer with the others of its turn.
 
         A caller that is woken for each of them costs more than the answers do.
         """
-        if not self._answers:
+        if not self._answers and not self._begun:
             asyncio.get_running_loop().call_soon(self.flush)
         self._answers.append((transport, answer))
 

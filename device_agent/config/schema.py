@@ -83,7 +83,7 @@ class LimitsConfig:
     keep_alive_s: Annotated[float, Range(0.1, 3600)] = 75.0
     body_bytes: Annotated[int, Range(1024, 1 << 30)] = 16 << 20
     """Bytes of one body, counted as read and again as decompressed."""
-    buffered_bytes: Annotated[int, Range(1024, 1 << 34)] = 24 << 20
+    buffered_bytes: Annotated[int, Range(1024, 1 << 34)] = 20 << 20
     """Bytes of all bodies held at once; over it requests are answered 429."""
 
 

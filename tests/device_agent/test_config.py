@@ -245,7 +245,7 @@ fallback = "a"
         "agent.toml:13: limts: unknown table; did you mean limits?",
         "agent.toml:15: [limits] body_s: expected number from 0.1 to 3600, found nan",
         "agent.toml:16: [limits] body_bytes: expected body_bytes to be at most "
-        "buffered_bytes, found 64000000 and 25165824",
+        "buffered_bytes, found 64000000 and 20971520",
         'agent.toml:18: [log] level: expected "debug" or "info" or "warning" or '
         """"error", found 'warn'; did you mean "warning"?""",
         "agent.toml:19: [models.Big]: expected name of a model, found 'Big'",
@@ -460,7 +460,7 @@ def _without_contradictions(table: dict[str, Any]) -> dict[str, Any]:
         table = {name: table[name] for name in ("tcp", "socket") if name in table}
     if {"tls_cert", "tls_key"} - table.keys():
         table = {name: item for name, item in table.items() if name[:4] != "tls_"}
-    if table.get("body_bytes", 16 << 20) > table.get("buffered_bytes", 24 << 20):
+    if table.get("body_bytes", 16 << 20) > table.get("buffered_bytes", 20 << 20):
         table = {name: item for name, item in table.items() if "_bytes" not in name}
     # The tables of models are laid over [model], so every pair of these must do.
     if table.get("max_delay_ms", 0) >= 1000:

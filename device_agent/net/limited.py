@@ -159,7 +159,8 @@ class Limited(asyncio.Protocol):
 
     def expire(self, now: float, step: float) -> None:
         """Close or refuse when a deadline has passed."""
-        limits, age = self.limits, now - self.since
+        # ``since`` is a time of the coarse clock and may lie a step too early
+        limits, age = self.limits, now - self.since - step
         if self.unread_bytes:
             if now - self.unread_since > limits.response_s:
                 self.table.evict(self, "unread")

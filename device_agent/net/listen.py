@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from ..config import LimitsConfig, ListenConfig
 from ..errors import AccessError, ConfigError, RequestError
 
-BACKLOG = 2048
+BACKLOG = 4096
 TOKEN_CHARACTERS_MIN = 16
 _SOCKET_MODE = 0o660
 _PATH_BYTES_MAX = 107

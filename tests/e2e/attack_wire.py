@@ -236,8 +236,8 @@ def answers_unread(target: Target) -> str:
 
 
 def json_unread(target: Target) -> str:
-    """8 callers ask for answers of 5 MB of JSON each, and read nothing."""
-    return _unread(target, request(WIDE, infer([128, 4], [0.123456] * 512)), 8)
+    """12 callers ask for answers of 5 MB of JSON each, and read nothing."""
+    return _unread(target, request(WIDE, infer([128, 4], [0.123456] * 512)), 12)
 
 
 def _unread(target: Target, asked: bytes, count: int) -> str:

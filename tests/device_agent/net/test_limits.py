@@ -52,7 +52,7 @@ def test_headers_have_an_absolute_deadline(serve: Serve) -> None:
             except TimeoutError:
                 assert time.monotonic() < started + 5
         assert error(raw) == (408, "the headers were not here within 0.5 s")
-        assert time.monotonic() >= started + 0.25  # looked at four times a second
+        assert time.monotonic() >= started + 0.5
         assert tiny.counts.refused["header_timeout"] == 1
 
 

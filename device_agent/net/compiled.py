@@ -12,13 +12,13 @@
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
-from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -28,16 +28,8 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from .connections import Connections, Refusal
-from .limited import (
-    BODY,
-    CLOSING,
-    COPIED_BYTES_MAX,
-    HEAD,
-    METHODS,
-    WAITING,
-    Limited,
-    send_error,
-)
+from .cycle import COPIED_BYTES_MAX, Answering
+from .limited import BODY, CLOSING, HEAD, METHODS, WAITING, Limited
 
 SLICE_BYTES = 1024
 """Read at once while a further request may follow: some 50 of them at most."""
@@ -50,7 +42,7 @@ _PLAIN = frozenset(
 """Names that need no look."""
 
 
-class CompiledCycle(RequestResponseCycle):
+class CompiledCycle(Answering, RequestResponseCycle):
     """One request and its answer, written at once when it has one piece."""
 
     date = b""
@@ -60,29 +52,7 @@ class CompiledCycle(RequestResponseCycle):
     head_written = False
     table: Connections
 
-    async def send_500_response(self) -> None:
-        """The application has failed."""
-        await send_error(self.send, 500, "internal error; the log has it")
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """One message of the application, as ASGI says."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        kind = message["type"]
-        if not self.response_started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"expected http.response.start, not {kind}")
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self._begin(message["status"], message.get("headers", ()))
-        elif self.response_complete or message["type"] != "http.response.body":
-            raise RuntimeError(f"{kind} does not follow here")
-        else:
-            self._continue(message.get("body", b""), message.get("more_body", False))
-
-    def _begin(self, status: int, headers: Any) -> None:
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         content = [STATUS_LINE[status], self.date]
         closes = False
         for name, value in headers:

@@ -13,6 +13,7 @@ While the agent itself has paused reading, the deadlines stand still.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from uvicorn._types import (
@@ -46,12 +47,10 @@ WAITING, HEAD, BODY, CLOSING = range(4)
 METHODS = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 )  # fmt: skip
-COPIED_BYTES_MAX = 16384
-"""Larger bodies are written after their head, not copied behind it in one piece."""
 _JSON = (b"content-type", b"application/json")
 
 
-class Limited(asyncio.Protocol):
+class Limited(asyncio.Protocol, ABC):
     """Goes before a protocol of uvicorn; ``limits`` and ``table`` are set on the class.
 
     It is one place in the table: a ``connections.Connection``.
@@ -191,9 +190,9 @@ class Limited(asyncio.Protocol):
 
     # What the protocols call, or give
 
+    @abstractmethod
     def begun(self) -> bool:
         """Whether any byte of the present request has come."""
-        raise NotImplementedError
 
     def unanswered(self) -> list[Any]:
         """The requests that were read and whose answers are not complete."""

@@ -6,12 +6,12 @@
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
-from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import (
     STATUS_PHRASES,
     H11Protocol,
@@ -19,56 +19,28 @@ from uvicorn.protocols.http.h11_impl import (
 )
 
 from .connections import Refusal
-from .limited import (
-    BODY,
-    CLOSING,
-    COPIED_BYTES_MAX,
-    HEAD,
-    METHODS,
-    WAITING,
-    Limited,
-    send_error,
-)
+from .cycle import COPIED_BYTES_MAX, Answering
+from .limited import BODY, CLOSING, HEAD, METHODS, WAITING, Limited
 
 _CHUNK_OVERHEAD_BYTES = 6
 """Digits and line ends of a small chunk."""
 
 
-class PureCycle(RequestResponseCycle):
+class PureCycle(Answering, RequestResponseCycle):
     """One request and its answer, written at once when it has one piece."""
 
     date: tuple[bytes, bytes] = (b"date", b"")
     head = b""
     head_written = False
 
-    async def send_500_response(self) -> None:
-        """The application has failed."""
-        await send_error(self.send, 500, "internal error; the log has it")
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """One message of the application, as ASGI says."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        kind = message["type"]
-        if not self.response_started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"expected http.response.start, not {kind}")
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            headers = [self.date, *message.get("headers", ())]
-            if not self.keep_alive:
-                headers.append((b"connection", b"close"))
-            status = message["status"]
-            event = h11.Response(
-                status_code=status, headers=headers, reason=STATUS_PHRASES[status]
-            )
-            self.head = self.conn.send(event) or b""
-        elif self.response_complete or message["type"] != "http.response.body":
-            raise RuntimeError(f"{kind} does not follow here")
-        else:
-            self._continue(message.get("body", b""), message.get("more_body", False))
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = [self.date, *headers]
+        if not self.keep_alive:
+            lines.append((b"connection", b"close"))
+        event = h11.Response(
+            status_code=status, headers=lines, reason=STATUS_PHRASES[status]
+        )
+        self.head = self.conn.send(event) or b""
 
     def _continue(self, body: bytes, more: bool) -> None:
         data = b"" if self.scope["method"] == "HEAD" else body

@@ -23,9 +23,11 @@ class Page:
 
 def read(name: str) -> Page:
     """The page called ``name``, put together from its files."""
+    head = (_FOLDER / "head.html").read_text("utf-8")
     style = (_FOLDER / "page.css").read_text("utf-8")
     script = (_FOLDER / f"{name}.js").read_text("utf-8")
     html = (_FOLDER / f"{name}.html").read_text("utf-8")
+    html = html.replace("<!-- head -->\n", head)
     html = html.replace("/* style */", style).replace("/* script */", script)
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; "

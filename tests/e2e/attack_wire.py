@@ -32,30 +32,24 @@ HEALTH = request("/v2/health/live")
 
 def slow_headers(target: Target) -> str:
     """100 callers send a byte of their headers a second."""
-    socks = target.crowd(100)
-    with all_closed(socks):
-        for sock in socks:
-            sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nX-Slow: ")
-        dripping = threading.Thread(
-            target=dripped, args=(socks, b"a", target.header_s + 1)
-        )
-        dripping.start()
-        said = closed(socks, target.header_s + SLACK_S)
-        dripping.join()
-    return f"{sum(refused(raw, 408, 0) == 408 for raw in said)} answered 408"
+    begun = b"GET /v2/health/live HTTP/1.1\r\nX-Slow: "
+    return _slow(target, begun, b"a", target.header_s)
 
 
 def slow_body(target: Target) -> str:
     """100 callers send a byte of their body a second."""
+    begun = post(INFER, b"Content-Length: 1000") + b"\r\n{"
+    return _slow(target, begun, b" ", target.body_s)
+
+
+def _slow(target: Target, begun: bytes, byte: bytes, within_s: float) -> str:
     socks = target.crowd(100)
     with all_closed(socks):
         for sock in socks:
-            sock.sendall(post(INFER, b"Content-Length: 1000") + b"\r\n{")
-        dripping = threading.Thread(
-            target=dripped, args=(socks, b" ", target.body_s + 1)
-        )
+            sock.sendall(begun)
+        dripping = threading.Thread(target=dripped, args=(socks, byte, within_s + 1))
         dripping.start()
-        said = closed(socks, target.body_s + SLACK_S)
+        said = closed(socks, within_s + SLACK_S)
         dripping.join()
     return f"{sum(refused(raw, 408, 0) == 408 for raw in said)} answered 408"
 
@@ -70,23 +64,21 @@ def silent(target: Target) -> str:
 
 def half_requests(target: Target) -> str:
     """500 callers send half of their headers and stop."""
-    socks = target.crowd(500)
-    with all_closed(socks):
-        for sock in socks:
-            with contextlib.suppress(ConnectionError):
-                sock.sendall(GOOD[:50])
-        said = closed(socks, target.header_s + SLACK_S)
-    return f"{sum(1 for raw in said if raw)} answered, the others gave way"
+    return _half(target, GOOD[:50], target.header_s)
 
 
 def half_bodies(target: Target) -> str:
     """500 callers send half of their body and stop."""
+    return _half(target, GOOD[:-20], target.body_s + target.header_s)
+
+
+def _half(target: Target, sent: bytes, within_s: float) -> str:
     socks = target.crowd(500)
     with all_closed(socks):
         for sock in socks:
             with contextlib.suppress(ConnectionError):
-                sock.sendall(GOOD[:-20])
-        said = closed(socks, target.body_s + target.header_s + SLACK_S)
+                sock.sendall(sent)
+        said = closed(socks, within_s + SLACK_S)
     return f"{sum(1 for raw in said if raw)} answered, the others gave way"
 
 

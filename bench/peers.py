@@ -69,7 +69,8 @@ def peers(task: Task, runtime: str, folder: Path) -> Iterator[Peer]:
         try:
             with _quiet():
                 note = make(task, path)
-        except Exception as error:  # noqa: BLE001 - a tool's failure is a result
+        except Exception as error:  # noqa: BLE001
+            # A peer tool may raise anything, and its failure is a row of the table.
             yield Peer(who, None, f"failed: {one_line(error)}")
         else:
             yield Peer(who, path, note)
@@ -96,7 +97,8 @@ def _ort(task: Task, path: Path) -> str:
     given, note = path.with_name("pre-processed.onnx"), ""
     try:
         quant_pre_process(task.model, given)
-    except Exception as error:  # noqa: BLE001 - then without, and it is said
+    except Exception as error:  # noqa: BLE001
+        # It raises anything, plain Exception too; then without it, as the row says.
         given, note = task.model, f"quant_pre_process failed: {one_line(error)}"
     quantize_static(given, path, Reader())
     return note

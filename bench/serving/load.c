@@ -9,7 +9,8 @@
  *    connection. After S seconds nothing new is sent; what is under way is awaited.
  * 3. Prints one line of JSON: requests, errors (also those of the warm-up) by kind,
  *    duration, latencies in us from before the first send to the last byte, and the CPU
- *    time of this process.
+ *    time of this process. Latencies of the first 200 ms are left out: all connections
+ *    begin at once, which no later round of them does.
  *
  * An answer is right when its status is 200 and, with --expect, its body is FILE, byte
  * for byte. Only bodies with Content-Length are read; others end the run, as does a
@@ -34,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD_BYTES = 16384, SILENCE_MS = 30000, SHOWN = 300, CONNECTIONS_MAX = 4096 };
+enum { RAMP_NS = 200000000, HEAD_BYTES = 16384, SILENCE_MS = 30000, SHOWN = 300, CONNECTIONS_MAX = 4096 };
 
 struct bytes { char *data; size_t size; };
 
@@ -51,9 +52,9 @@ static struct {
     const char *path;
     double seconds;
     struct bytes request, expected;
-    uint64_t end_ns, last_ns;
+    uint64_t ramp_ns, end_ns, last_ns;
     double *latencies_us;
-    size_t requests, room;
+    size_t requests, timed, room;
     size_t wrong_status, wrong_body, closed, reconnects;
     char shown[SHOWN + 1];
 } run;
@@ -173,13 +174,15 @@ static void answered(struct connection *one) {
     else if (one->bad & 2) run.wrong_body++;
     if (one->bad) show(one);
     if (run.running) {
-        if (run.requests == run.room) {
+        run.requests++;
+        run.last_ns = now;
+        if (run.timed == run.room) {
             run.room = run.room ? 2 * run.room : 1 << 16;
             run.latencies_us = realloc(run.latencies_us, run.room * sizeof(double));
             if (!run.latencies_us) fail("out of memory");
         }
-        run.latencies_us[run.requests++] = (double)(now - one->begun_ns) / 1e3;
-        run.last_ns = now;
+        if (now >= run.ramp_ns)
+            run.latencies_us[run.timed++] = (double)(now - one->begun_ns) / 1e3;
     }
     /* An answer before the whole request was sent: the rest would be read as another. */
     if (one->closing || one->sent < run.request.size) reconnect(one);
@@ -267,9 +270,9 @@ static int ascending(const void *left, const void *right) {
 }
 
 static double quantile(double share) {
-    if (!run.requests) return 0;
-    size_t at = (size_t)(share * (double)run.requests);
-    return run.latencies_us[at < run.requests ? at : run.requests - 1];
+    if (!run.timed) return 0;
+    size_t at = (size_t)(share * (double)run.timed);
+    return run.latencies_us[at < run.timed ? at : run.timed - 1];
 }
 
 static double cpu_us(void) {
@@ -317,13 +320,14 @@ int main(int count, char **words) {
     double cpu = cpu_us();
     uint64_t begun = now_ns();
     run.last_ns = begun;
+    run.ramp_ns = begun + RAMP_NS;
     run.end_ns = begun + (uint64_t)(run.seconds * 1e9);
     run.running = 1;
     for (int at = 0; at < run.connections; at++) ask(&all[at]);
     settle();
     cpu = cpu_us() - cpu;
 
-    qsort(run.latencies_us, run.requests, sizeof(double), ascending);
+    qsort(run.latencies_us, run.timed, sizeof(double), ascending);
     printf("{\"requests\": %zu, \"errors\": %zu, \"warm_up_errors\": %zu, "
            "\"wrong_status\": %zu, \"wrong_body\": %zu, \"closed\": %zu, "
            "\"reconnects\": %zu, \"duration_s\": %.6f, \"p50_us\": %.1f, "

@@ -59,7 +59,9 @@ def build(
     bodies = Bodies(config.limits.body_bytes, budget)
     routes.add_models(app, routes.Models(repository, about.version))
     routes.add_repository(app, routes.Control(repository, bodies))
-    routes.add_predict(app, routes.Ask(repository, bodies))
+    routes.add_predict(
+        app, routes.Ask(repository, bodies, config.limits.decoding_bytes)
+    )
     routes.add_agent(app, Exposition(repository, about, budget))
     _add_errors(app)
     app.add_middleware(Heads)

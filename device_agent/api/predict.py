@@ -10,7 +10,6 @@ The rules it keeps:
 """
 
 import asyncio
-import io
 import json
 import reprlib
 import threading
@@ -24,9 +23,10 @@ import numpy as np
 
 from ..contract.answer import AnswerStep
 from ..contract.errors import StepError
-from ..contract.image import IMAGE_FORMATS, DecodeImage
+from ..contract.image import DecodeImage
+from ..contract.picture import Plan
 from ..contract.preprocess import batched
-from ..contract.steps import check_finite
+from ..contract.steps import Step, check_finite
 from ..contract.tensors import Array, Feeds
 from ..errors import (
     InferenceError,
@@ -42,13 +42,15 @@ from ..serving.served import Served
 from .samples import Reader, Sample, Value, Wrap
 
 DECODINGS = 2
-"""Samples decoded at once; each may take what a large photo takes."""
+"""Samples decoded at once; one of them may be large."""
 DECODINGS_WAITING = 16
 PIXELS_MAX = 16_000_000
-"""Pixels of one image: a 12 megapixel photo, whose decoding takes some 200 MB."""
-LARGE_PIXELS = 2_000_000
+"""Pixels of one image: those of a phone's photo, and some more."""
+LARGE_DECODING_BYTES = 4_000_000
+LARGE_SIDE_PIXELS = 4096
+"""An image over one of these is decoded alone: resizing a narrow one takes much."""
 LARGE_BYTES = 256 << 10
-"""From here on a body is decoded alone."""
+"""A body that is larger is decoded alone."""
 VALUES_MAX = 1 << 18
 """Numbers in one answer that no step has made shorter."""
 SWAPS_MAX = 3
@@ -94,13 +96,34 @@ class _Decoded:
     took_ms: float
 
 
+class _Room:
+    """Memory for decoding: what is large happens one by one, and gives it back."""
+
+    def __init__(self, decoding_bytes: int) -> None:
+        self.decoding_bytes = decoding_bytes
+        """What one picture may take."""
+        self._alone = threading.Lock()
+
+    @contextmanager
+    def apart(self, large: bool) -> Iterator[None]:
+        """Wait until nothing else that is large is decoded, if this is."""
+        if not large:
+            yield
+            return
+        with self._alone:
+            try:
+                yield
+            finally:
+                give_back()
+
+
 class Predict:
     """Answers predict requests."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, decoding_bytes: int) -> None:
         self._repository = repository
         self._turns = Turns(DECODINGS, DECODINGS_WAITING)
-        self._alone = threading.Lock()
+        self._room = _Room(decoding_bytes)
 
     async def __call__(
         self, body: bytes, content_type: str, name: str, version: str | None
@@ -129,7 +152,7 @@ class Predict:
             served.admit()
         async with self._turns.turn():
             return await asyncio.to_thread(
-                _decoded, served, body, content_type, self._alone
+                _decoded, served, body, content_type, self._room
             )
 
 
@@ -150,32 +173,17 @@ def _since(began: float) -> float:
     return round((time.perf_counter() - began) * 1000, 3)
 
 
-def _decoded(
-    served: Served, body: bytes, content_type: str, alone: threading.Lock
-) -> _Decoded:
+def _decoded(served: Served, body: bytes, content_type: str, room: _Room) -> _Decoded:
     began = time.perf_counter()
     reader = Reader.of(served)
-    with _apart(alone, len(body) > LARGE_BYTES):
+    with room.apart(len(body) > LARGE_BYTES):
         samples = reader.read(body, content_type)
-    feeds = [_feeds(served, reader, sample, alone) for sample in samples.items]
+    feeds = [_feeds(served, reader, sample, room) for sample in samples.items]
     return _Decoded(samples.wrap, feeds, _since(began))
 
 
-@contextmanager
-def _apart(alone: threading.Lock, large: bool) -> Iterator[None]:
-    """What is large happens one by one, and its memory goes back to the system."""
-    if not large:
-        yield
-        return
-    with alone:
-        try:
-            yield
-        finally:
-            give_back()
-
-
 def _feeds(
-    served: Served, reader: Reader, sample: Sample, alone: threading.Lock
+    served: Served, reader: Reader, sample: Sample, room: _Room
 ) -> dict[str, Array]:
     """One sample as the model takes it, batch dimension included."""
     if sample.keys() != reader.inputs.keys():
@@ -188,7 +196,7 @@ def _feeds(
         value = sample[name]
         try:
             if name == reader.main:
-                with _apart(alone, _is_large(reader, value)):
+                with room.apart(_is_large(served, value, room)):
                     value = served.loaded.preprocess(value)
             elif isinstance(value, bytes):
                 raise RequestError(f"input {name!r}: expected numbers, found a file")
@@ -198,36 +206,48 @@ def _feeds(
     return feeds
 
 
-def _is_large(reader: Reader, value: Value) -> bool:
-    if not isinstance(value, bytes):
-        return False
-    pixels = pixels_of(value) if isinstance(reader.decoder, DecodeImage) else 0
-    if pixels > PIXELS_MAX:
-        raise TooLargeError(
-            f"the image has {pixels} pixels; at most {PIXELS_MAX} are decoded"
-        )
-    return pixels > LARGE_PIXELS or len(value) > LARGE_BYTES
-
-
-def pixels_of(body: bytes) -> int:
-    """Pixels of an image, by its header.
+def _is_large(served: Served, value: Value, room: _Room) -> bool:
+    """Whether a file is decoded alone.
 
     Raises:
-        TooLargeError: so many that Pillow does not even open it.
-        RequestError: it is no image.
+        TooLargeError: by its header it is not decoded at all.
+        StepError: it is no image.
     """
+    if not isinstance(value, bytes):
+        return False
+    steps = served.loaded.preprocess
+    decoder = steps.steps[0] if steps.steps else None
+    if not isinstance(decoder, DecodeImage):
+        return len(value) > LARGE_BYTES
+    plan = _plan(decoder, value, steps.after(0), room.decoding_bytes)
+    return (
+        plan.takes_bytes > LARGE_DECODING_BYTES
+        or max(plan.height, plan.width) > LARGE_SIDE_PIXELS
+        or len(value) > LARGE_BYTES
+    )
+
+
+def _plan(decoder: DecodeImage, body: bytes, then: Step | None, bytes_max: int) -> Plan:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(body), formats=IMAGE_FORMATS) as found:
-            return found.width * found.height
-    except Image.DecompressionBombError as error:
-        raise TooLargeError(str(error)) from error
-    except Exception as error:  # Pillow's decoders raise about any type
-        raise RequestError(
-            f"expected an image ({', '.join(IMAGE_FORMATS)}), "
-            f"found bytes that cannot be opened: {error}"
-        ) from error
+        plan = decoder.plan(body, then)
+    except StepError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise TooLargeError(str(error.__cause__)) from error
+        raise
+    pixels = plan.width * plan.height
+    found = f"the image has {pixels} pixels"
+    if pixels > PIXELS_MAX:
+        raise TooLargeError(f"{found}; at most {PIXELS_MAX} are decoded")
+    if plan.takes_bytes > bytes_max:
+        raise TooLargeError(
+            f"{found} and would take {plan.takes_bytes / 1e6:.1f} MB to decode as "
+            f"{plan.format} for this model; at most {bytes_max / 1e6:.0f} MB are given "
+            "(decoding_bytes). Send fewer pixels; a JPEG that is not progressive takes "
+            "least"
+        )
+    return plan
 
 
 async def _infer(served: Served, feeds: list[dict[str, Array]]) -> list[_Outputs]:

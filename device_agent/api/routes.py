@@ -113,8 +113,10 @@ class Control:
 class Ask:
     """predict for people."""
 
-    def __init__(self, repository: Repository, bodies: Bodies) -> None:
-        self._predict = Predict(repository)
+    def __init__(
+        self, repository: Repository, bodies: Bodies, decoding_bytes: int
+    ) -> None:
+        self._predict = Predict(repository, decoding_bytes)
         self._bodies = bodies
 
     async def predict(self, name: Name, request: Request) -> Response:

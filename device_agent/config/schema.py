@@ -85,6 +85,8 @@ class LimitsConfig:
     """Bytes of one body, counted as read and again as decompressed."""
     buffered_bytes: Annotated[int, Range(1024, 1 << 34)] = 20 << 20
     """Bytes of all bodies held at once; over it requests are answered 429."""
+    decoding_bytes: Annotated[int, Range(1 << 20, 1 << 34)] = 22_000_000
+    """Bytes that decoding one picture may take; over it: 413."""
 
 
 @dataclass(frozen=True)

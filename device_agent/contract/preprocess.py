@@ -137,7 +137,7 @@ class Preprocess:
             _check_numbers(value)
         for index, step in enumerate(self.steps):
             try:
-                value = _run(step, value)
+                value = _run(step, value, self.after(index))
             except StepError as error:
                 raise StepError(
                     f"preprocess step {index + 1} ({step.word}): {error}"
@@ -149,8 +149,14 @@ class Preprocess:
             )
         return value
 
+    def after(self, index: int) -> Step | None:
+        """The step that takes what this one makes; a decoder may go by it."""
+        return self.steps[index + 1] if index + 1 < len(self.steps) else None
 
-def _run(step: Step, value: Array | bytes) -> Array:
+
+def _run(step: Step, value: Array | bytes, then: Step | None) -> Array:
+    if isinstance(step, image.DecodeImage) and isinstance(value, bytes):
+        return step.decode(value, then)
     if isinstance(step, DecodeStep):
         if isinstance(value, bytes):
             return step.decode(value)

@@ -1,15 +1,21 @@
 """Attacks in well-formed HTTP: what the body, the path and the headers say."""
 
 import gzip
+import io
 import json
 import struct
+import threading
 import zlib
+from typing import Any
 from urllib.parse import quote
+
+from PIL import Image
 
 from .attack_tools import Target, infer, refused, request, statuses, together
 
 INFER = "/v2/models/linear/infer"
 ROWS = [1.0, 2.0, 3.0, 4.0]
+SMALL_BYTES = 256 << 10
 
 
 def deep_json(target: Target) -> str:
@@ -241,19 +247,53 @@ def wide_json(target: Target) -> str:
 
 
 def large_photos(target: Target) -> str:
-    """Pictures of 15.9 million pixels in 20 kB, by six callers at once."""
-    side = 3990
-    rows = bytes(side // 8 + 1 + 1) * side
-    photo = _png(side, side, zlib.compress(rows, 9))
+    """Pictures that take as much as is allowed, or more, by six callers at once."""
+    grey = Image.effect_noise((4000, 3000), 60)
+    phone = Image.merge("RGB", [grey] * 3)
+    square = phone.resize((2000, 2000))
+    photos = [
+        ("look", 200, _file(phone, "JPEG")),
+        ("look", 200, _file(Image.new("RGB", (4000, 3000), "navy"), "JPEG")),
+        ("look", 413, _file(phone, "JPEG", progressive=True)),
+        ("look", 413, _file(square, "PNG", compress_level=1)),
+        ("look", 200, _file(Image.new("RGB", (2000, 1570), "navy"), "PNG")),
+        ("look", 413, _file(phone.convert("RGBA").reduce(2), "WEBP", quality=1)),
+        ("look", 200, _file(square.crop((0, 0, 1070, 1070)), "WEBP", quality=1)),
+        ("look", 200, _png(8, 16_000, zlib.compress(bytes(2 * 16_000)))),
+        ("look", 400, _png(8, 250_000, zlib.compress(bytes(2 * 250_000)))),
+        ("eye", 200, _png(3300, 3300, zlib.compress(bytes(414 * 3300), 9))),
+        ("eye", 413, _png(3990, 3990, zlib.compress(bytes(500 * 3990), 9))),
+    ]
+    for name, status, photo in photos:
+        assert _sent(target, name, photo) == status, (name, status, photo[:20])
+    # large bodies of many callers are another attack: crowd_of_bodies
+    callers = iter([one for one in photos if len(one[2]) < SMALL_BYTES] * 4)
+    lock = threading.Lock()
     seen: list[int] = []
 
     def send() -> None:
-        raw = request("/v1/models/eye/predict", photo, "Connection: close")
-        seen.append(statuses(target.exchange(raw, timeout_s=20.0))[0])
+        while True:
+            with lock:
+                name, status, photo = next(callers, ("", 0, b""))
+            if not name:
+                return
+            found = _sent(target, name, photo)
+            assert found in (status, 429, 503), (name, status, found)
+            seen.append(found)
 
     together(send, 6)
-    assert set(seen) <= {200, 400, 413, 429, 503}, seen
-    return str(sorted(seen))
+    return str({status: seen.count(status) for status in set(seen)})
+
+
+def _sent(target: Target, name: str, photo: bytes) -> int:
+    asked = request(f"/v1/models/{name}/predict", photo, "Connection: close")
+    return statuses(target.exchange(asked, timeout_s=20.0))[0]
+
+
+def _file(image: Image.Image, form: str, **options: Any) -> bytes:
+    body = io.BytesIO()
+    image.save(body, form, **options)
+    return body.getvalue()
 
 
 def _refused(target: Target, path: str, body: bytes, *headers: str) -> int:

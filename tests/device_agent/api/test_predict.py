@@ -134,8 +134,8 @@ class TestSwaps:
         (path,) = zoo.write(tmp_path, "linear")
 
         async def story(moving) -> dict:
-            asked = predict.Predict(moving.repository)
-            with asked._alone:
+            asked = predict.Predict(moving.repository, 1 << 24)
+            with asked._room._alone:
                 task = asyncio.create_task(asked(self.LARGE, "", "linear", None))
                 await asyncio.sleep(0.05)
                 await self._swap(moving, path, zoo.linear2())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from device_agent.contract.errors import StepError
-from device_agent.contract.image import IMAGE_PIXELS_MAX
+from device_agent.contract.picture import IMAGE_PIXELS_MAX
 from device_agent.contract.preprocess import Preprocess, parse_steps
 
 PILLOW = {

@@ -35,7 +35,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RAMP_NS = 200000000, HEAD_BYTES = 16384, SILENCE_MS = 30000, SHOWN = 300, CONNECTIONS_MAX = 4096 };
+enum {
+    RAMP_NS = 200000000, HEAD_BYTES = 16384, SILENCE_MS = 30000, SHOWN = 300,
+    CONNECTIONS_MAX = 4096
+};
 
 struct bytes { char *data; size_t size; };
 

@@ -1,0 +1,1 @@
+"""Training on the build host: one small torch loop that every pass shares."""

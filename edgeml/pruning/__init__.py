@@ -1,0 +1,1 @@
+"""Pruning: which channels and heads go, and a module that is smaller afterwards."""

@@ -130,6 +130,8 @@ def _target(outcome: BuildOutcome, target: TargetOutcome) -> dict[str, Any]:
         "target": target.target,
         "runtime": target.runtime,
         "threads": target.threads,
+        "validated_on": target.validated_on,
+        "unchecked": target.unchecked,
         "chosen": target.chosen,
         "choice_reason": target.choice_reason,
         "refusals": target.refusals,
@@ -159,6 +161,7 @@ def _target(outcome: BuildOutcome, target: TargetOutcome) -> dict[str, Any]:
             if one.status not in {"chosen", "fits"}
         ],
         "candidates": target.candidates,
+        "search": target.search,
     }
 
 

@@ -14,6 +14,7 @@ from ..outcome import BuildOutcome
 from . import sections, words
 from .document import member_path
 from .plots import Bounds, Curve, Point, candidates_plot, latency_plot
+from .search import searched
 from .sections import Row, View
 
 SIZES = (("wide", 920, 400), ("narrow", 340, 330))
@@ -72,6 +73,7 @@ def _target(one: View, ident: str) -> Row:
         "artifact_path": target.artifact_entry and member_path(target.artifact_entry),
         "tiles": sections.tiles(one),
         "certainty": sections.certainty(one),
+        "validated": words.validated(target),
         "plots": _candidate_plots(one, ident),
         "candidates": sections.candidate_rows(one),
         "budget": sections.budget_rows(one),
@@ -81,6 +83,7 @@ def _target(one: View, ident: str) -> Row:
         "layers": sections.layer_tables(one),
         "latency": _latency(one, ident),
         "metrics": _metrics(one),
+        "search": searched(one, SIZES, ident),
     }
 
 

@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,8 +93,12 @@ def candidates_plot(
     ident: str,
     width: int,
     height: int,
+    named: Collection[int] | None = None,
 ) -> Markup:
-    """Score over latency (logarithmic), one bubble per candidate, area as size."""
+    """Score over latency (logarithmic), one bubble per candidate, area as size.
+
+    ``named``: whose numbers are written beside the bubbles; None: all.
+    """
     left, right, top, bottom = 52.0, width - 14.0, 26.0, height - 40.0
     x = _latency_scale(points, bounds, left, right)
     y, cut = _score_scale(points, bounds, bottom, top)
@@ -121,6 +125,8 @@ def candidates_plot(
         if one.status == "chosen":
             label += f" {one.name}"
         labels[one.number] = f"{label}: {score_text(one.score)}" if beyond else label
+    if named is not None:
+        placed = [item for item in placed if item[0].number in named]
     parts.append(_labels(placed, labels, taken, (left, top, right, bottom)))
     title = f"{len(points)} candidates: score over latency"
     detail = "; ".join(

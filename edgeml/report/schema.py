@@ -111,7 +111,7 @@ class Candidate(_Part):
     """One way to make the artifact."""
 
     name: str = Field(description="what people call it")
-    precision: str = Field(description="fp32, fp16, int8, int8-dynamic or mixed")
+    precision: str = Field(description="fp32, fp16, int8, int8-dynamic, int4 or mixed")
     status: Literal["chosen", "fits", "missed", "slower", "skipped", "failed"] = Field(
         description="what came of it"
     )
@@ -154,12 +154,69 @@ class Artifact(_Part):
     precision: str = Field(description="as in candidates")
 
 
+class Trial(_Part):
+    """One point of a search; figures are on the search's samples."""
+
+    number: Count = Field(description="in the order of trials, from 0")
+    name: str = Field(description="the point in words")
+    point: dict[str, Any] = Field(
+        description="axis → value; null: as the recipe's own passes have it"
+    )
+    status: Literal["chosen", "fits", "missed", "refuted", "pruned", "failed"] = Field(
+        description="what came of it; refuted: missed the budget on all samples"
+    )
+    reason: str = Field(description="why it is not shipped")
+    candidate: str = Field(description="the artifact that stands for it")
+    precision: str = Field(description="as in candidates")
+    kept_layers: list[str] = Field(description="graph nodes left in float")
+    value: float | None = Field(description="the recipe's metric; null: not measured")
+    flip_rate: float | None = Field(description="share of changed answers")
+    latency_ms: float | None = Field(description="median; null: not measured")
+    float_latency_ms: float | None = Field(
+        description="of the same network in float32, measured in turn"
+    )
+    size_bytes: int | None = Field(description="of the artifact; null: not made")
+    macs: int | None = Field(description="multiply-accumulates of one inference")
+    predicted_latency_ms: float | None = Field(
+        description="lower bound from the untrained network"
+    )
+    predicted_size_bytes: int | None = Field(
+        description="lower bound from the untrained network"
+    )
+    misses: list[Miss] = Field(description="limits that were missed")
+    front: bool = Field(
+        description="whether no other is as good in all and better in one"
+    )
+
+
+class Search(_Part):
+    """A search for the best variation of the recipe."""
+
+    trials: list[Trial] = Field(description="in their order")
+    space: dict[str, list[Any]] = Field(description="axis → values")
+    points: Count = Field(description="points of the whole space")
+    samples: Count = Field(description="validation samples that trials are judged on")
+    samples_digest: str = Field(description="digest of these samples, in order")
+    float_value: float | None = Field(description="the float model's metric on them")
+    chosen: int | None = Field(description="number of the trial that ships")
+    worst_value: float | None = Field(description="worst metric that is allowed there")
+
+
 class Target(_Part):
     """What became of one target; figures are those of the chosen candidate."""
 
     target: str = Field(description="name of the profile")
     runtime: str = Field(description="runtime that measured it and will run it")
     threads: int = Field(description="threads of the profile")
+    validated_on: str = Field(
+        default="",
+        description="what ran the artifacts in place of the target's own device; "
+        "empty: that device, or a machine of its kind",
+    )
+    unchecked: list[str] = Field(
+        default_factory=list,
+        description="limits that nothing on the build machine could tell anything of",
+    )
     chosen: str | None = Field(description="chosen candidate; null: nothing ships")
     choice_reason: str = Field(description="why this one, in words")
     refusals: list[str] = Field(description="why nothing ships")
@@ -176,6 +233,9 @@ class Target(_Part):
     size_bytes: int | None = Field(description="all files of the artifact")
     refused: list[Refused] = Field(description="candidates that are not shipped")
     candidates: list[Candidate] = Field(description="all that was considered")
+    search: Search | None = Field(
+        default=None, description="null: the recipe was built as it is"
+    )
 
 
 class Report(_Part):

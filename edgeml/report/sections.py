@@ -139,11 +139,15 @@ def budget_rows(one: View) -> list[Row]:
         if allowed is None:
             continue
         value = measured.get(limit)
+        unchecked = limit in one.target.unchecked
         rows.append({
             "name": words.LIMITS.get(limit, limit),
             "limit": limit,
             "allowed": limit_value(limit, allowed, one.outcome.metric),
-            "measured": limit_value(limit, value, one.outcome.metric),
+            "measured": "not checked here"
+            if unchecked
+            else limit_value(limit, value, one.outcome.metric),
+            "unchecked": unchecked,
             "holds": value is not None and value <= allowed + 1e-12,
             "used": min(1.0, max(0.0, value / allowed)) if value and allowed else 0.0,
         })  # fmt: skip

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from ..outcome import BuildOutcome, Candidate, TargetOutcome
+from ..outcome import BuildOutcome, Candidate, SearchOutcome, TargetOutcome
 from .document import SHARES, chosen_candidate
 
 MINUS = "\N{MINUS SIGN}"
@@ -158,7 +158,33 @@ def summary_lines(outcome: BuildOutcome) -> list[str]:
             lines += _why_not(target, width)
         else:
             lines.append(f"{target.target:<{width}}  {_shipped(outcome, target)}")
+        if target.validated_on:
+            lines.append(f"{'':<{width}}  {validated(target)}")
+        if target.search is not None:
+            lines.append(f"{'':<{width}}  {searched(target.search)}")
     return lines + [f"warning: {text}" for text in outcome.warnings]
+
+
+def searched(search: SearchOutcome) -> str:
+    """A search in a line: how many trials, what came of them, what ships."""
+    front = sum(trial.front for trial in search.trials)
+    text = (
+        f"search: {len(search.trials)} of {search.points} points, {front} on the front"
+    )
+    chosen = [one for one in search.trials if one.number == search.chosen]
+    return text + "".join(f", best {one.name}" for one in chosen)
+
+
+def validated(target: TargetOutcome) -> str:
+    """What the figures were taken on where that is not the target's device, else ""."""
+    if not target.validated_on:
+        return ""
+    text = f"validated on {target.validated_on}, not on the target's own device"
+    chosen = chosen_candidate(target)
+    if chosen is not None:
+        text += "; not timed" if chosen.latency is None else "; latency measured there"
+    limits = [LIMITS.get(limit, limit).lower() for limit in target.unchecked]
+    return text + (f"; not checked: {', '.join(limits)}" if limits else "")
 
 
 def _shipped(outcome: BuildOutcome, target: TargetOutcome) -> str:

@@ -17,10 +17,10 @@ from edgeml.errors import InputError
 from edgeml.outcome import BuildOutcome, Evaluation, Flip, TargetOutcome
 from edgeml.report import read_report, report_html, report_json, summary_lines
 from edgeml.report.document import metric_change
-from edgeml.report.interval import bounded_change, paired_change, wilson
 from edgeml.report.page import coverage
 from edgeml.report.plots import Bounds, Curve, Point, candidates_plot, latency_plot
 from edgeml.report.schema import fields
+from edgeml.report.sections import tiles, view
 from edgeml.report.words import (
     MINUS,
     NONE,
@@ -33,7 +33,10 @@ from edgeml.report.words import (
 )
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "report.md"
-OPEN_TABLES = ("model", "calibration", "budget", "tools", "machine", "parameters")
+OPEN_TABLES = (
+    "model", "calibration", "budget", "tools", "machine", "parameters", "point",
+    "space",
+)  # fmt: skip
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
@@ -249,7 +252,7 @@ def test_page_is_accessible(page):
     idents = [a["id"] for _, a in parsed.tags if "id" in a]
     assert len(set(idents)) == len(idents)
     plots = [a for tag, a in parsed.tags if tag == "svg" and a.get("role") == "img"]
-    assert len(plots) == 8
+    assert len(plots) == 10
     for plot in plots:
         assert set(plot["aria-labelledby"].split()) <= set(idents)
     assert all(a.get("scope") for tag, a in parsed.tags if tag == "th")
@@ -308,6 +311,35 @@ def test_page_of_a_target_refused_before_anything_was_tried():
     text = Page(report_html(build).decode()).text
     assert "The target does not ship." in text and "no CUDA here" in text
     read_report(report_json(build))
+
+
+def test_what_stood_in_for_the_device_is_said_wherever_figures_are(build):
+    """On the page, on the terminal and in the record; a limit is not called held."""
+    target = build.targets[0]
+    elsewhere = replace(
+        target,
+        candidates=tuple(
+            replace(one, latency=None, peak_memory_bytes=None, coverage=None)
+            for one in target.candidates
+        ),
+        validated_on="CPUExecutionProvider of this x86_64 machine",
+        unchecked=("max_latency_ms", "max_fallback_share"),
+    )
+    made = replace(build, targets=(elsewhere,))
+    text = Page(report_html(made).decode()).text
+    said = (
+        "validated on CPUExecutionProvider of this x86_64 machine, not on the target's "
+        "own device; not timed; not checked: latency, median, operators run elsewhere"
+    )
+    assert said in text
+    assert text.count("not checked here") == 2
+    assert "latency, median" not in [
+        row["name"] for row in tiles(view(made, elsewhere))
+    ]
+    assert any(said in line for line in summary_lines(made))
+    (told,) = read_report(report_json(made))["targets"]
+    assert told["validated_on"] == elsewhere.validated_on
+    assert said not in Page(report_html(build).decode()).text
 
 
 def test_page_where_lower_is_better_and_nothing_is_a_share(build):
@@ -409,42 +441,7 @@ def test_latency_plot_takes_any_quantiles(values):
     Page(str(latency_plot([curve, curve], ident="l", width=340, height=230)))
 
 
-# intervals and words
-
-
-def test_paired_interval_as_published():
-    # Agresti and Min (2005): 13 against 7 discordant of 100.
-    change = paired_change(13, 7, 100)
-    total, difference = 102, 6
-    spread = 1.959964 * math.sqrt(21 - difference**2 / total) / total
-    assert change.value == 0.06
-    assert change.low == pytest.approx(difference / total - spread, abs=1e-6)
-    assert change.high == pytest.approx(difference / total + spread, abs=1e-6)
-    assert not change.sure
-
-
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 2000))
-def test_paired_interval_holds_zero_only_without_a_clear_change(gained, lost, more):
-    change = paired_change(gained, lost, gained + lost + more)
-    other = paired_change(lost, gained, gained + lost + more)
-    assert -1 <= change.low <= change.high <= 1
-    assert change.low == pytest.approx(-other.high)
-    if gained == lost:
-        assert not change.sure
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_bounded_interval_is_never_narrower_than_the_exact_one(gained, lost, other):
-    samples = 1000
-    exact = paired_change(gained, lost, samples)
-    wide = bounded_change(500, 500 + gained - lost, gained + lost + other, samples)
-    assert wide.value == exact.value
-    assert wide.low <= exact.low + 1e-12 and wide.high >= exact.high - 1e-12
-
-
-def test_wilson_as_published():
-    low, high = wilson(81, 263)
-    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+# words
 
 
 def test_change_uses_the_examples_only_when_they_are_all(build):
@@ -467,7 +464,45 @@ def test_figures_in_words():
 
 
 def test_summary_tells_what_ships_and_why_not(build):
-    first, second = summary_lines(build)
+    first, found, second = summary_lines(build)
+    assert found.strip().startswith("search: 6 of 96 points")
     assert first.startswith("cpu-x86_64    int8 nncf · top1 91.3 % → 91.1 %")
     assert f"2.22{TIMES} faster" in first and first.endswith("cpu-x86_64.edgeml")
     assert second.startswith("openvino-cpu  no bundle: no candidate holds the budget")
+
+
+# the search
+
+
+def test_the_page_shows_every_trial_of_a_search_and_what_became_of_it(build, page):
+    search = build.targets[0].search
+    text = Page(page).text
+    assert "6 of 96 points were tried" in text
+    assert "1 best, 1 holds budget, 1 misses budget, 1 misses on all samples" in text
+    for trial in search.trials:
+        assert trial.name in text
+    assert "\N{GREATER-THAN OR EQUAL TO} 0.100 ms" in text, "a bound is told as one"
+    assert "Latency, median 0.412 ms, 0.350 ms allowed" in text
+
+
+def test_a_build_without_a_search_says_nothing_of_one(build):
+    plain = [replace(one, search=None) for one in build.targets]
+    outcome = replace(build, targets=tuple(plain))
+    assert "<h3>Search</h3>" not in report_html(outcome).decode()
+    assert json.loads(report_json(outcome))["targets"][0]["search"] is None
+    assert not any("search:" in line for line in summary_lines(outcome))
+
+
+def test_a_search_in_a_line(build):
+    assert "search: 6 of 96 points, 4 on the front, best prune 0.3" in "\n".join(
+        summary_lines(build)
+    )
+
+
+def test_a_crowded_plot_names_some_and_draws_all():
+    points = [Point(n, f"p{n}", "fits", 1 + n / 10, 0.9, 100) for n in range(1, 31)]
+    bounds = Bounds(0.9, 0.89, None, "higher")
+    svg = candidates_plot(points, bounds, str, ident="x", width=900, height=400,
+                          named={1, 2})  # fmt: skip
+    assert svg.count("<circle") == 30
+    assert svg.count('class="label') == 2

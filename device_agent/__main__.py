@@ -64,6 +64,11 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
         help="hold the latency limit here too, though it was measured elsewhere",
     )  # fmt: skip
     parser.add_argument(
+        "--any-arch", action="store_true",
+        help="look past another architecture than this machine's: a build host does, "
+        "a device does not",
+    )  # fmt: skip
+    parser.add_argument(
         "--runs", type=_positive, default=100, help="timed runs (default 100)"
     )
 
@@ -77,6 +82,7 @@ def _check(arguments: argparse.Namespace) -> int:
         CheckOptions(
             features=None if features is None else frozenset(features.split(",")),
             gate_latency=arguments.gate_latency,
+            any_arch=arguments.any_arch,
             runs=arguments.runs,
         ),
     )
@@ -159,6 +165,7 @@ def _lines(report: Any) -> str:
         f"{report.name} {report.version} for {report.target}: ok\n"
         f"  sha256   {report.sha256}\n"
         f"  machine  {report.machine}\n"
+        f"{_FOREIGN.format(report.arch) if report.foreign else ''}"
         f"  runtime  {report.runtime} {report.runtime_version}\n"
         f"  golden   {report.golden_vectors} vectors right, "
         f"max |diff| {report.max_abs_diff:.3g}\n"
@@ -167,6 +174,9 @@ def _lines(report: Any) -> str:
         f"  memory   {report.peak_memory_bytes / 2**20:.1f} MiB at its peak\n"
         f"  load     {report.load_ms:.1f} ms\n"
     )
+
+
+_FOREIGN = "  isa      it is for {}: its answers were checked here, not its speed\n"
 
 
 def _positive(text: str) -> int:

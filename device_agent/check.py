@@ -14,6 +14,10 @@ Peak memory is always gated. Latency is a promise about one machine: it is gated
 the figure was measured (same :func:`.contract.machine.name`), or when the caller says
 that this machine is the device (``gate_latency``). Elsewhere - a build host, an
 emulator - it is reported, and the report says that it was not gated.
+
+A build host may look at a bundle for another architecture (``any_arch``): where the
+runtime has the same kernels for both, its numbers are the same. That says nothing of
+CPU features, so a device never does it.
 """
 
 import re
@@ -32,6 +36,7 @@ from .contract.errors import ArtifactError, BundleError, MachineError
 from .contract.golden import Golden, GoldenReport, judge, read_golden
 from .contract.manifest import Manifest
 from .runtimes import runtime as runtime_named
+from .runtimes.base import placed
 from .runtimes.probe import ProbeLimits, ProbeRequest, ProbeResult, probe
 
 OK, GATE, REFUSED, LACKS = 0, 3, 4, 5
@@ -51,15 +56,19 @@ class CheckOptions:
     """How to check.
 
     ``features`` stands in for this machine's CPU features (an Arm emulator that shows
-    its host's /proc/cpuinfo needs that); None: those found.
+    its host's /proc/cpuinfo needs that); None: those found. ``any_arch``: step 2 looks
+    past another architecture than this machine's.
     """
 
     features: Collection[str] | None = None
     gate_latency: bool = False
+    any_arch: bool = False
     runs: int = 100
     seconds: float = 2.0
     bundle_limits: BundleLimits = field(default_factory=BundleLimits)
     probe_limits: ProbeLimits = field(default_factory=ProbeLimits)
+    engines: Path | None = None
+    """Where the runtime keeps what it compiles of the artifact; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ class CheckReport:
     version: str | None = None
     target: str | None = None
     arch: str | None = None
+    foreign: bool = False
+    """Whether it is for another architecture than this machine's."""
     isa_requires: tuple[str, ...] = ()
     isa_missing: tuple[str, ...] = ()
     runtime: str | None = None
@@ -113,7 +124,7 @@ def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
         golden = golden_of(bundle)
     except BundleError as error:
         return _failed(report, REFUSED, "bundle", str(error))
-    report = check_machine(bundle, report.file, options.features)
+    report = check_machine(bundle, report.file, options.features, options.any_arch)
     if not report.ok:
         return report
     with tempfile.TemporaryDirectory(prefix="edgeml-check-") as parent:
@@ -126,11 +137,17 @@ def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
 
 
 def check_machine(
-    bundle: Bundle, file: str, features: Collection[str] | None = None
+    bundle: Bundle,
+    file: str,
+    features: Collection[str] | None = None,
+    any_arch: bool = False,
 ) -> CheckReport:
     """Steps 2 and 3 for a verified bundle; nothing of it is run."""
     report = CheckReport(file=file, machine=machine.name())
-    report = _isa(_identified(report, bundle), bundle.manifest, features)
+    report = _identified(report, bundle)
+    if any_arch and report.foreign:
+        return _runtime(report, bundle.manifest)
+    report = _isa(report, bundle.manifest, features)
     return _runtime(report, bundle.manifest) if report.ok else report
 
 
@@ -144,7 +161,7 @@ def check_artifact(
             ProbeRequest(
                 artifact=folder / manifest.artifact,
                 runtime=manifest.runtime.name,
-                options=manifest.runtime.options,
+                options=placed(manifest.runtime.options, options.engines),
                 feeds=golden.inputs,
                 runs=options.runs,
                 seconds=options.seconds,
@@ -218,7 +235,8 @@ def _identified(report: CheckReport, bundle: Bundle) -> CheckReport:
     return replace(
         report, sha256=bundle.sha256, size_bytes=bundle.size_bytes,
         name=manifest.name, version=manifest.version, target=manifest.target,
-        arch=manifest.isa.arch, isa_requires=manifest.isa.requires,
+        arch=manifest.isa.arch, foreign=manifest.isa.arch != machine.arch(),
+        isa_requires=manifest.isa.requires,
         runtime=manifest.runtime.name,
     )  # fmt: skip
 
@@ -226,7 +244,7 @@ def _identified(report: CheckReport, bundle: Bundle) -> CheckReport:
 def _isa(
     report: CheckReport, manifest: Manifest, features: Collection[str] | None
 ) -> CheckReport:
-    if manifest.isa.arch != machine.arch():
+    if report.foreign:
         reason = f"it is for {manifest.isa.arch}; this machine is {machine.arch()}"
         return _failed(report, GATE, "isa", reason)
     found = machine.features() if features is None else features
@@ -254,7 +272,8 @@ def _measured(
     report: CheckReport, manifest: Manifest, result: ProbeResult,
     judged: GoldenReport, options: CheckOptions,
 ) -> CheckReport:  # fmt: skip
-    same_machine = manifest.metrics.latency.machine == report.machine
+    timed = manifest.metrics.latency
+    same_machine = timed is not None and timed.machine == report.machine
     return replace(
         report,
         load_ms=result.load_ms,

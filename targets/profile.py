@@ -20,7 +20,8 @@ from typing import Any
 
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l")
 RUNTIMES = ("onnxruntime", "openvino", "litert")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "mixed")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4", "mixed")
+"""``int4`` is of the weights alone, in blocks; what is computed stays float."""
 PROFILE_BYTES_MAX = 64 << 10
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -60,9 +61,13 @@ class Target:
     storage_bytes: int
     precisions: tuple[str, ...]
     compatible: tuple[str, ...]
+    channel_multiple: int
+    """What channel counts are rounded to when a network is pruned for it."""
     qemu_cpu: str | None
     tolerances: dict[str, Tolerance]
     """Per precision."""
+    preference: tuple[str, ...] = ()
+    """Precisions, the best one first, where a build has none of them to time on."""
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,9 +81,11 @@ class Target:
 
 FIGURES = (
     "isa", "runtime_options", "threads", "memory_bytes", "storage_bytes",
-    "precisions", "qemu_cpu", "tolerances",
+    "precisions", "channel_multiple", "qemu_cpu", "tolerances",
 )  # fmt: skip
 """What ``[sources]`` must explain (``qemu_cpu`` also when there is none)."""
+OPTIONAL = ("qemu_cpu", "preference")
+"""Keys that a profile may leave out."""
 
 
 def target_names() -> list[str]:
@@ -168,7 +175,7 @@ def _mistakes(name: str, value: dict[str, Any]) -> list[str]:
     for key in known:
         if key in value:
             found += [f"{key}: {text}" for text in _CHECKS[key](value[key])]
-        elif key != "qemu_cpu":
+        elif key not in OPTIONAL:
             found.append(f"{key}: missing")
     return sorted(found) or _contradictions(value)
 
@@ -183,9 +190,15 @@ def _contradictions(value: dict[str, Any]) -> list[str]:
         )
     if "fp32" not in value["precisions"]:
         found.append("precisions: fp32 is missing; all others are compared with it")
+    preference = value.get("preference", [])
+    if preference and sorted(preference) != sorted(value["precisions"]):
+        found.append(
+            f"preference: the precisions {value['precisions']} in another order, "
+            f"got {preference}"
+        )
     if "threads" in value["runtime_options"]:
         found.append("runtime_options.threads: belongs to the key threads alone")
-    for figure in FIGURES:
+    for figure in (*FIGURES, *(["preference"] if preference else [])):
         if not value["sources"].get(figure):
             found.append(f"sources.{figure}: missing; say where {figure} is from")
     return found
@@ -256,7 +269,9 @@ _CHECKS: dict[str, Check] = {
     "threads": _count,
     "memory_bytes": _count,
     "storage_bytes": _count,
+    "channel_multiple": _count,
     "precisions": _many(_one_of(PRECISIONS), least=1),
+    "preference": _many(_one_of(PRECISIONS), least=1),
     "compatible": _many(_text, least=1),
     "qemu_cpu": _text,
     "tolerances": _table(_tolerance),

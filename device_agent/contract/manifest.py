@@ -84,7 +84,8 @@ class Metrics(_Part):
     flip_rate: float | None = None
     ece: float | None = None
     size_bytes: int
-    latency: LatencyFigure
+    latency: LatencyFigure | None = None
+    """None: the build had no device of this kind to time it on."""
 
 
 class CalibrationSet(_Part):

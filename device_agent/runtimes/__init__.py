@@ -11,7 +11,11 @@ from .base import Runtime
 RUNTIMES = {
     "onnxruntime": "device_agent.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "device_agent.runtimes.openvino:OpenVino",
+    "litert": "device_agent.runtimes.litert:LiteRt",
 }
+
+PACKAGES = {"litert": "ai-edge-litert (on 32-bit ARM: tflite-runtime==2.14.0)"}
+"""Where the package is not called like the runtime."""
 
 
 def runtime(name: str) -> Runtime:
@@ -28,6 +32,6 @@ def runtime(name: str) -> Runtime:
     except ImportError as error:
         raise MachineError(
             f"runtime {name!r} is not installed here ({error}); "
-            f"install it with: pip install {name}"
+            f"install it with: pip install {PACKAGES.get(name, name)}"
         ) from error
     return made

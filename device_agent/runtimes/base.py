@@ -14,8 +14,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..contract.errors import ArtifactError
 from ..contract.manifest import Option
 from ..contract.tensors import Array, Feeds, TensorSpec
+
+ENGINE_CACHE = "engine_cache"
+"""The option that says where a runtime keeps what it compiled on this very machine.
+
+A bundle says ``""`` (nowhere) or ``"device"``: the device chooses the folder
+(:func:`placed`). Where nobody does, nothing is kept and every start compiles anew.
+"""
+ON_DEVICE = "device"
+
+
+def placed(options: Mapping[str, Option], folder: Path | None) -> dict[str, Option]:
+    """A bundle's options, its cache put into ``folder`` where it asks for one.
+
+    Raises:
+        ArtifactError: the bundle names a folder itself; what is compiled is code, so
+            it could have its own run.
+    """
+    wanted = options.get(ENGINE_CACHE, "")
+    if wanted not in ("", ON_DEVICE):
+        raise ArtifactError(
+            f"option {ENGINE_CACHE} is {ON_DEVICE!r} or empty in a bundle, got "
+            f"{wanted!r}: the device chooses the folder"
+        )
+    if not wanted or folder is None:
+        return dict(options)
+    return {**options, ENGINE_CACHE: str(folder)}
 
 
 @dataclass(frozen=True)

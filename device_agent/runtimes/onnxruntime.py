@@ -2,7 +2,11 @@
 
 The rules it keeps:
 
-1. A provider that is asked for and absent is an error; nothing falls back in silence.
+1. A provider that is asked for and absent is an error; nothing falls back in silence:
+   ONNX Runtime's own retry on the CPU is off, the session's providers are compared
+   with those asked for, and a node that the GPU does not take is an error, unless the
+   option ``cpu_fallback`` allows it. (Off, and asked for by name, the CPU's provider
+   is a contradiction to ONNX Runtime; so it is not named beside a GPU's.)
 2. What ONNX Runtime says is passed on in one line, without the paths of its sources.
 3. Telemetry is off before the package is imported; this is the one place for it.
 """
@@ -21,7 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from ..contract.errors import ArtifactError, MachineError
 from ..contract.manifest import Option
 from ..contract.tensors import Array, Datatype, Feeds, TensorSpec, datatype_of, fits
-from .base import Coverage, Runtime, Session
+from .base import ENGINE_CACHE, ON_DEVICE, Coverage, Runtime, Session
 
 # ONNX Runtime's errors have no root of their own; these are all that it raises.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -58,6 +62,8 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_CHAINS = {"cpu": ("cpu",), "cuda": ("cuda",), "tensorrt": ("tensorrt", "cuda")}
+"""Who may run nodes, in this order. CUDA runs what TensorRT leaves, on the GPU."""
 
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -76,7 +82,29 @@ _DEFAULTS: dict[str, Option] = {
     "x64quantprecision": False,
     "graph_optimization": "all",
     "provider": "cpu",
+    "cpu_fallback": False,
+    "device_id": 0,
+    "memory_limit_bytes": 0,
+    "tf32": False,
+    "convolutions": "heuristic",
+    "fp16": False,
+    "int8": False,
+    "workspace_bytes": 0,
+    ENGINE_CACHE: "",
 }
+_SEARCHES = {"exhaustive": "EXHAUSTIVE", "heuristic": "HEURISTIC", "default": "DEFAULT"}
+GPU_OPTIONS: dict[str, tuple[str, ...]] = {
+    "cpu_fallback": ("cuda", "tensorrt"),
+    "device_id": ("cuda", "tensorrt"),
+    "memory_limit_bytes": ("cuda", "tensorrt"),
+    "tf32": ("cuda", "tensorrt"),
+    "convolutions": ("cuda", "tensorrt"),
+    "fp16": ("tensorrt",),
+    "int8": ("tensorrt",),
+    "workspace_bytes": ("tensorrt",),
+    ENGINE_CACHE: ("tensorrt",),
+}
+"""Options that say something to these providers only."""
 
 
 class OnnxRuntime(Runtime):
@@ -86,6 +114,14 @@ class OnnxRuntime(Runtime):
     their core while they wait), ``arena`` (memory is kept between runs),
     ``x64quantprecision`` (u8×s8 products never saturate on x86 without VNNI),
     ``graph_optimization`` and ``provider``.
+
+    On a GPU: ``cpu_fallback`` (nodes that it does not take may run on the CPU),
+    ``device_id``, ``memory_limit_bytes`` (of CUDA's arena; 0: none), ``tf32`` (products
+    of float32 in 19 bits), ``convolutions`` (how CUDA chooses an algorithm;
+    ``exhaustive`` may choose another one at every start).
+    By TensorRT: ``fp16`` and ``int8`` (which types its engine may compute in),
+    ``workspace_bytes`` (0: its default) and ``engine_cache`` (see
+    :data:`..base.ENGINE_CACHE`).
     """
 
     name = "onnxruntime"
@@ -106,15 +142,20 @@ class OnnxRuntime(Runtime):
         return OrtSession(_open(path, options, record=False), path.name)
 
     def coverage(self, path: Path, options: Mapping[str, Option]) -> Coverage:
-        """Which nodes of the optimised graph the provider asked for runs itself."""
-        session = _open(path, options, record=True)
-        wanted = session.get_providers()[0]
+        """Which nodes of the optimised graph the provider asked for runs itself.
+
+        What TensorRT leaves to CUDA counts as run: it is the same GPU.
+        """
+        provider = str(_checked(options)["provider"])
+        lenient = {} if provider == "cpu" else {"cpu_fallback": True}
+        session = _open(path, {**options, **lenient}, record=True)
+        wanted = {PROVIDERS[one] for one in _CHAINS[provider]}
         fallback: list[str] = []
         nodes = 0
         for part in session.get_provider_graph_assignment_info():
             found = part.get_nodes()
             nodes += len(found)
-            if part.ep_name != wanted:
+            if part.ep_name not in wanted:
                 fallback += [f"{node.op_type} {node.name}".strip() for node in found]
         return Coverage(nodes, tuple(fallback), tuple(session.get_providers()))
 
@@ -186,13 +227,15 @@ def _open(
     path: Path, options: Mapping[str, Option], *, record: bool
 ) -> ort.InferenceSession:
     chosen = _checked(options)
-    provider = PROVIDERS[str(chosen["provider"])]
-    if provider not in ort.get_available_providers():
-        raise MachineError(
-            f"{provider} is not in this onnxruntime {ort.__version__} "
-            f"(it has {', '.join(ort.get_available_providers())}); "
-            "install onnxruntime-gpu in place of onnxruntime, on a machine with the GPU"
-        )
+    chain = _CHAINS[str(chosen["provider"])]
+    wanted = [PROVIDERS[one] for one in chain]
+    for provider in wanted:
+        if provider not in ort.get_available_providers():
+            raise MachineError(
+                f"{provider} is not in this onnxruntime {ort.__version__} "
+                f"(it has {', '.join(ort.get_available_providers())}); install "
+                "onnxruntime-gpu in place of onnxruntime, on a machine with the GPU"
+            )
     if not path.is_file():
         raise ArtifactError(f"{path.name}: there is no such file")
     settings = _settings(chosen)
@@ -200,19 +243,70 @@ def _open(
         settings.add_session_config_entry(
             "session.record_ep_graph_assignment_info", "1"
         )
-    providers = [provider] if provider == PROVIDERS["cpu"] else [
-        provider, PROVIDERS["cpu"],
-    ]  # fmt: skip
     try:
-        session = ort.InferenceSession(str(path), settings, providers=providers)
+        session = ort.InferenceSession(
+            str(path), settings, providers=wanted,
+            provider_options=[_provider_options(one, chosen) for one in chain],
+            enable_fallback=0,
+        )  # fmt: skip
     except _ERRORS as error:
-        raise ArtifactError(f"{path.name}: {reason(error)}") from error
-    if session.get_providers()[0] != provider:
+        raise ArtifactError(f"{path.name}: {_why(error, wanted[0])}") from error
+    if session.get_providers()[: len(wanted)] != wanted:
         raise MachineError(
-            f"{provider} is installed but does not start here, ONNX Runtime would run "
-            f"on {session.get_providers()[0]}; check the GPU, its driver and libraries"
+            f"{', '.join(wanted)} are installed but do not start here, ONNX Runtime "
+            f"would run on {', '.join(session.get_providers())}; check the GPU, its "
+            "driver and libraries"
         )
     return session
+
+
+def _why(error: Exception, provider: str) -> str:
+    text = reason(error)
+    if "fallback to CPU EP has been explicitly disabled" not in text:
+        return text
+    return (
+        f"{provider} does not take every node, and what is left would run on the CPU; "
+        "the option cpu_fallback allows that"
+    )
+
+
+def _provider_options(provider: str, chosen: Mapping[str, Option]) -> dict[str, str]:
+    """What ONNX Runtime's provider is told, in its own words."""
+    if provider == "cpu":
+        return {}
+    told = {"device_id": str(chosen["device_id"])}
+    if provider == "cuda":
+        grown = "kNextPowerOfTwo" if chosen["arena"] else "kSameAsRequested"
+        told |= {
+            "arena_extend_strategy": grown,
+            "cudnn_conv_algo_search": _SEARCHES[str(chosen["convolutions"])],
+            "use_tf32": "1" if chosen["tf32"] else "0",
+        }
+        if chosen["memory_limit_bytes"]:
+            told["gpu_mem_limit"] = str(chosen["memory_limit_bytes"])
+        return told
+    told["trt_fp16_enable"] = str(chosen["fp16"])  # "True" or "False", its own words
+    told["trt_int8_enable"] = str(chosen["int8"])
+    if chosen["workspace_bytes"]:
+        told["trt_max_workspace_size"] = str(chosen["workspace_bytes"])
+    return {**told, **_engine_options(str(chosen[ENGINE_CACHE]))}
+
+
+def _engine_options(folder: str) -> dict[str, str]:
+    """Engines and timings kept in ``folder``; nowhere, when nobody has named one."""
+    if folder in ("", ON_DEVICE):
+        return {"trt_engine_cache_enable": "False"}
+    if not Path(folder).is_absolute() or not Path(folder).is_dir():
+        raise ArtifactError(
+            f"option {ENGINE_CACHE} is {ON_DEVICE!r} or the absolute path of a folder "
+            f"that is there; got {folder!r}"
+        )
+    return {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+    }
 
 
 def _checked(options: Mapping[str, Option]) -> dict[str, Option]:
@@ -229,14 +323,24 @@ def _checked(options: Mapping[str, Option]) -> dict[str, Option]:
     for name in ("threads", "inter_threads"):
         if int(chosen[name]) < 1:
             raise ArtifactError(f"option {name} counts from 1, got {chosen[name]}")
+    for name in ("device_id", "memory_limit_bytes", "workspace_bytes"):
+        if int(chosen[name]) < 0:
+            raise ArtifactError(f"option {name} is 0 or more, got {chosen[name]}")
     choices: dict[str, Mapping[str, Any]] = {
         "provider": PROVIDERS,
         "graph_optimization": _LEVELS,
+        "convolutions": _SEARCHES,
     }
     for name, known in choices.items():
         if chosen[name] not in known:
             raise ArtifactError(
                 f"option {name} is one of {', '.join(known)}; got {chosen[name]!r}"
+            )
+    for name, providers in GPU_OPTIONS.items():
+        if chosen["provider"] not in providers and chosen[name] != _DEFAULTS[name]:
+            raise ArtifactError(
+                f"option {name} belongs to provider {' and '.join(providers)}; "
+                f"the provider is {chosen['provider']}"
             )
     return chosen
 
@@ -252,6 +356,8 @@ def _settings(chosen: Mapping[str, Option]) -> ort.SessionOptions:
         "session.intra_op.allow_spinning": chosen["spinning"],
         "session.inter_op.allow_spinning": chosen["spinning"],
         "session.x64quantprecision": chosen["x64quantprecision"],
+        "session.disable_cpu_ep_fallback": chosen["provider"] != "cpu"
+        and not chosen["cpu_fallback"],
     }
     for key, value in entries.items():
         settings.add_session_config_entry(key, "1" if value else "0")

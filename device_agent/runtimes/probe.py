@@ -64,7 +64,8 @@ class ProbeRequest:
     """What to load and how often to run it.
 
     ``warmup`` and ``runs`` count single runs over the feeds in turn; no run starts
-    after ``seconds`` once ``runs_min`` are done.
+    after ``seconds`` once ``runs_min`` are done. ``python`` runs it; None: the one that
+    runs this.
     """
 
     artifact: Path
@@ -76,6 +77,7 @@ class ProbeRequest:
     runs_min: int = 10
     seconds: float = 2.0
     limits: ProbeLimits = field(default_factory=ProbeLimits)
+    python: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def main() -> int:
     os.dup2(2, 1)
     request = json.load(sys.stdin)
     limits = ProbeLimits(**request["limits"])
-    _confine(limits)
+    _confine(limits, _reserves(request["options"]))
     try:
         answer = _measure(request)
     except DeviceError as error:
@@ -192,10 +194,19 @@ def _time(predict: Any, feeds: list[Any], request: dict[str, Any]) -> list[float
     return latencies
 
 
-def _confine(limits: ProbeLimits) -> None:
+def _reserves(options: Mapping[str, Option]) -> bool:
+    """Whether a driver will reserve far more addresses than there is memory.
+
+    CUDA maps the memory of host and GPUs into one space before anything is used.
+    """
+    return options.get("provider", "cpu") != "cpu"
+
+
+def _confine(limits: ProbeLimits, reserves: bool) -> None:
     wanted = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_AS: limits.address_bytes,
+        # What is reserved and not writable does not count as data.
+        resource.RLIMIT_DATA if reserves else resource.RLIMIT_AS: limits.address_bytes,
         resource.RLIMIT_CPU: limits.cpu_s,
         resource.RLIMIT_NOFILE: limits.open_files,
     }
@@ -212,7 +223,7 @@ def _confine(limits: ProbeLimits) -> None:
 def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
     name = request.artifact.name
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, str(_ROOT)],
+        [str(request.python or sys.executable), "-P", "-c", _START, str(_ROOT)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     ) as child:  # fmt: skip

@@ -5,7 +5,8 @@ The steps, in order; the first that fails is the one that the refusal names:
 1. **bundle**: every byte is verified; **steps**: pre- and post-processing are known;
    **isa**, **runtime**: this machine has what it needs. Nothing of it has run yet.
 2. **load**, **golden**, **limits**: it is tried in a process of its own, which it may
-   crash. A bundle that passed here before is not tried again (:mod:`.admitted`).
+   crash; an engine that it needs is built there (:mod:`.engines`). A bundle that passed
+   here before is not tried again (:mod:`.admitted`).
 3. **load**, **signature**, **golden**: it is loaded into this process, has the inputs
    and outputs that its manifest says, and is right.
 
@@ -40,9 +41,10 @@ from ..contract.preprocess import Postprocess, Preprocess, parse_steps
 from ..contract.tensors import TensorSpec
 from ..errors import RefusedError
 from ..runtimes import runtime as runtime_named
-from ..runtimes.base import Session
+from ..runtimes.base import Session, placed
 from ..runtimes.probe import PROTOCOL, ProbeLimits
 from .admitted import Ground, admit, is_admitted
+from .engines import empty, engine_folder, is_filled
 from .folders import RunFolder
 from .memory import give_back
 
@@ -78,6 +80,8 @@ class Loaded:
     """Where its artifact was unpacked; removed by ``discard``."""
     place: RunFolder | None = None
     """What ``folder`` is in."""
+    engines: Path | None = None
+    """Where the runtime keeps what it compiled of it on this device."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,15 @@ def bring_up(candidate: Candidate, state: Path, sandbox: SandboxConfig) -> Loade
         folder = place.path / "bundle"
         with _refusing("bundle"):
             unpack(candidate.bundle, folder)
+            engines = engine_folder(
+                state, candidate.manifest.runtime.options, candidate.bundle.sha256,
+                candidate.ground.runtime_version,
+            )  # fmt: skip
         if not candidate.admitted:
-            _try(candidate, folder, state, sandbox)
-        session, latency_ns = _open(candidate.manifest, folder, candidate.golden)
+            _try(candidate, folder, engines, state, sandbox)
+        session, latency_ns = _open(
+            candidate.manifest, folder, candidate.golden, engines
+        )
     except BaseException:
         place.remove()
         give_back()
@@ -172,7 +182,7 @@ def bring_up(candidate: Candidate, state: Path, sandbox: SandboxConfig) -> Loade
     return Loaded(
         candidate.manifest, candidate.bundle.sha256, candidate.source, session,
         candidate.preprocess, candidate.postprocess, candidate.golden, latency_ns,
-        folder, place,
+        folder, place, engines,
     )  # fmt: skip
 
 
@@ -182,7 +192,9 @@ def reopen(loaded: Loaded) -> Loaded:
     Raises:
         RefusedError: as for :func:`load`; its folder stays.
     """
-    session, latency_ns = _open(loaded.manifest, loaded.folder, loaded.golden)
+    session, latency_ns = _open(
+        loaded.manifest, loaded.folder, loaded.golden, loaded.engines
+    )
     give_back()
     return replace(loaded, session=session, latency_ns=latency_ns)
 
@@ -220,15 +232,22 @@ def _passed(report: CheckReport) -> CheckReport:
 
 
 def _try(
-    candidate: Candidate, folder: Path, state: Path, sandbox: SandboxConfig
+    candidate: Candidate,
+    folder: Path,
+    engines: Path | None,
+    state: Path,
+    sandbox: SandboxConfig,
 ) -> None:
+    """Step 2; an engine that this bundle needs is built here, in the sandbox."""
+    if engines is not None:
+        empty(engines)  # of a try that was killed there may be half of one
     limits = ProbeLimits(
         address_bytes=sandbox.memory_bytes, cpu_s=sandbox.cpu_s, wall_s=sandbox.wall_s
     )
     _passed(
         check_artifact(
             candidate.report, candidate.manifest, folder, candidate.golden,
-            CheckOptions(probe_limits=limits),
+            CheckOptions(probe_limits=limits, engines=engines),
         )
     )  # fmt: skip
     try:
@@ -238,13 +257,11 @@ def _try(
         _LOG.warning("%s: not kept on record: %s", candidate.source.name, error)
 
 
-def _open(manifest: Manifest, folder: Path, golden: Golden) -> tuple[Session, int]:
+def _open(
+    manifest: Manifest, folder: Path, golden: Golden, engines: Path | None
+) -> tuple[Session, int]:
     """Step 3: a session, and the median time of its warm runs in nanoseconds."""
-    options = {**_DEVICE_OPTIONS.get(manifest.runtime.name, {}),
-               **manifest.runtime.options}  # fmt: skip
-    with _refusing("load"):
-        runtime = runtime_named(manifest.runtime.name)
-        session = runtime.load(folder / manifest.artifact, options)
+    session = _session(manifest, folder, engines)
     try:
         _check_signature("input", manifest.inputs, session.inputs)
         _check_signature("output", manifest.outputs, session.outputs)
@@ -256,6 +273,23 @@ def _open(manifest: Manifest, folder: Path, golden: Golden) -> tuple[Session, in
     except BaseException:
         session.close()
         raise
+
+
+def _session(manifest: Manifest, folder: Path, engines: Path | None) -> Session:
+    path = folder / manifest.artifact
+    with _refusing("load"):
+        options = placed(manifest.runtime.options, engines)
+        options = {**_DEVICE_OPTIONS.get(manifest.runtime.name, {}), **options}
+        runtime = runtime_named(manifest.runtime.name)
+        try:
+            return runtime.load(path, options)
+        except (ArtifactError, MachineError) as error:
+            if engines is None or not is_filled(engines):
+                raise
+            # a new driver does not read the engines of the old one
+            _LOG.warning("engines of %s are built again: %s", manifest.name, error)
+            empty(engines)
+            return runtime.load(path, options)
 
 
 def _check_sizes(bundle: Bundle) -> None:

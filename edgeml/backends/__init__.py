@@ -11,7 +11,11 @@ from .base import Backend
 BACKENDS = {
     "onnxruntime": "edgeml.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "edgeml.backends.openvino:OpenVinoBackend",
+    "litert": "edgeml.backends.litert:LiteRtBackend",
 }
+
+EXTRAS = {"litert": "litert"}
+"""What is not in the extra ``build``."""
 
 
 def backend(name: str) -> Backend:
@@ -30,6 +34,6 @@ def backend(name: str) -> Backend:
     except ImportError as error:
         raise MachineLacks(
             f"backend {name!r} cannot be imported ({error}); "
-            "install it with: pip install 'edgeml[build]'"
+            f"install it with: pip install 'edgeml[{EXTRAS.get(name, 'build')}]'"
         ) from error
     return made

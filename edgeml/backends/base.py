@@ -12,19 +12,49 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from device_agent.contract.manifest import Option
 from device_agent.contract.tensors import Feeds
 from targets.profile import Target
 
 from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
+from ..errors import BackendError
 from ..model import Model
+
+
+@dataclass(frozen=True)
+class Host:
+    """How this machine runs artifacts of a target.
+
+    ``validated_on`` says what runs them in place of the target's own device; empty:
+    that device is here. ``timed``: whether latency, memory and coverage found here say
+    anything of the target.
+    """
+
+    validated_on: str = ""
+    timed: bool = True
 
 
 class Backend(ABC):
     """Makes artifacts for the runtime of the same name."""
 
     name: ClassVar[str]
+
+    def host(self, target: Target) -> Host:
+        """Whether the target's device is here, or what stands in for it."""
+        return Host()
+
+    def host_options(
+        self, target: Target, options: Mapping[str, Option]
+    ) -> dict[str, Option]:
+        """Runtime options of an artifact as this machine can run it."""
+        return dict(options)
+
+    def oldest(self, target: Target) -> str | None:
+        """From which version of the runtime on it was seen to work; None: this one."""
+        return None
 
     @abstractmethod
     def refusals(self, model: Model, target: Target) -> list[str]:
@@ -55,6 +85,29 @@ class Backend(ABC):
         Empty for artifacts without quantized layers.
         """
 
+    def trainable(
+        self,
+        model: Model,
+        target: Target,
+        spec: Spec,
+        artifact: Artifact,
+        calibration: Sequence[Feeds],
+    ) -> Any | None:
+        """The quantized graph (QDQ) behind a candidate, for QAT; None: there is none.
+
+        Raises:
+            BackendError: the tool that makes it failed.
+        """
+        return None
+
+    def retrained(self, model: Model, target: Target, spec: Spec) -> Artifact:
+        """The artifact of such a graph, after QAT.
+
+        Raises:
+            BackendError: the graph is refused.
+        """
+        raise BackendError(f"{self.name} has no quantized graphs to train")
+
 
 def unmet(
     options: QuantizeOptions,
@@ -81,7 +134,11 @@ def unmet(
     for one in options.quantizers:
         if one not in tools:
             why = f"{backend} is quantized for with {known}"
-        elif options.methods and not set(options.methods) & set(tools[one]):
+        elif (
+            options.methods
+            and tools[one]
+            and not set(options.methods) & set(tools[one])
+        ):
             why = f"its calibration methods are {', '.join(tools[one])}"
         else:
             continue

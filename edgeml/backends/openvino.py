@@ -27,6 +27,7 @@ from ..graphs.conversion import (
     stabilize,
     written,
 )
+from ..graphs.preparation import QDQ_OPSET, at_opset
 from ..model import Model
 from ..quantizers import inc, nncf
 from .base import Backend, unmet
@@ -110,6 +111,33 @@ class OpenVinoBackend(Backend):
             files=written(graph, half),
             options={"precision_hint": "f16"} if half and on_gpu else {},
         )
+
+    def trainable(
+        self,
+        model: Model,
+        target: Target,
+        spec: Spec,
+        artifact: Artifact,
+        calibration: Sequence[Feeds],
+    ) -> Any | None:
+        """What the same tool makes of the ONNX graph: OpenVINO fuses its QDQ pairs."""
+        if spec.quantizer == "inc":
+            return inc.quantize_origin(
+                model, calibration, keep=spec.keep, **spec.parameters
+            )
+        if spec.quantizer != "nncf":
+            return None
+        settings = dict(spec.parameters)
+        if settings.get("fast_bias_correction") is False:
+            # biases will be trained; and it breaks on some ONNX graphs
+            del settings["fast_bias_correction"]
+        given = at_opset(model.payload, QDQ_OPSET)
+        return nncf.quantize_onnx(given, calibration, keep=spec.keep, **settings)
+
+    def retrained(self, model: Model, target: Target, spec: Spec) -> Artifact:
+        """The graph, converted."""
+        files = written(converted(model, ()), half=False)
+        return Artifact(self.name, "model.xml", files)
 
     def layer_errors(
         self, model: Model, artifact: Artifact, feeds: Sequence[Feeds]

@@ -32,6 +32,8 @@ CEILING_DB = 40.0
 EXACT_DB = 120.0
 """What is reported where the two graphs agree exactly; negative: not finite."""
 
+_INT8 = 3
+"""Of ``onnx.TensorProto.DataType``."""
 _INSERTED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SUFFIXES = ("_QuantizeLinear_Input", "_quantized", "_quant")
 
@@ -64,12 +66,12 @@ def layer_errors(
     if not layers or not feeds:
         return []
     names = [name for layer in layers for name, _ in (layer.output, *layer.inputs)]
-    session = load(_exposed(float_model, names))
+    session = load(exposed(float_model, names))
     exact = [{**feed, **session.predict(feed)} for feed in feeds]
     session.close()
     outputs = [layer.output for layer in layers]
     whole = _sqnr(
-        _exposed(quantized_model, [raw for _, raw in outputs]),
+        exposed(quantized_model, [raw for _, raw in outputs]),
         outputs, feeds, exact, load,
     )  # fmt: skip
     apart, given, pieces = _apart(quantized_model, layers, exact[0])
@@ -132,6 +134,65 @@ def float_readers(quantized: Any, keep: Sequence[str]) -> Any:
             for place, name in enumerate(node.input):
                 node.input[place] = source.get(name, name)
     return _without_unread(proto)
+
+
+def own_weights(quantized: Any) -> Any:
+    """Every reader of quantized weights gets a copy of its own; most have one already.
+
+    Where u8×s8 must not saturate ONNX Runtime rewrites signed weights as unsigned, once
+    per reader and under one name, and then refuses its own graph (1.31).
+    """
+    proto = normalized(quantized)
+    constants = {one.name: one for one in proto.graph.initializer}
+    shared: dict[str, Any] = {
+        node.output[0]: node
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    seen: set[str] = set()
+    copies: list[Any] = []
+    copied = 0
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            whole = name in constants and constants[name].data_type == _INT8
+            if name not in shared and (not whole or node.op_type in _INSERTED):
+                continue
+            if name not in seen:
+                seen.add(name)
+                continue
+            stem = f"{node.name}.{place}."
+            if name in shared:
+                copies.append(_own_pair(proto, shared[name], constants, stem))
+            else:
+                _own_constant(proto, constants[name], stem)
+            node.input[place] = f"{stem}{name}"
+            copied += 1
+    if not copied:
+        return quantized
+    rest = [
+        type(node).FromString(node.SerializeToString()) for node in proto.graph.node
+    ]
+    del proto.graph.node[:]
+    proto.graph.node.extend(
+        [*copies, *rest]
+    )  # they read constants: they may come first
+    return normalized(proto)
+
+
+def _own_pair(proto: Any, pair: Any, constants: Mapping[str, Any], stem: str) -> Any:
+    """A copy of a DequantizeLinear that reads copies of its constants."""
+    copy = type(pair).FromString(pair.SerializeToString())
+    copy.name, copy.output[0] = f"{stem}{pair.name}", f"{stem}{pair.output[0]}"
+    for place, source in enumerate(pair.input):
+        _own_constant(proto, constants[source], stem)
+        copy.input[place] = f"{stem}{source}"
+    return copy
+
+
+def _own_constant(proto: Any, tensor: Any, stem: str) -> None:
+    copy = proto.graph.initializer.add()
+    copy.CopyFrom(tensor)
+    copy.name = f"{stem}{tensor.name}"
 
 
 def _without_unread(proto: Any) -> Any:
@@ -285,9 +346,9 @@ def _apart(
         shape = [None] * exact[raws[raw]].ndim
         kind = onnx.TensorProto.FLOAT
         graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-    exposed = _exposed(proto, [theirs for _, theirs in pieces], quantized)
+    cut_up = exposed(proto, [theirs for _, theirs in pieces], quantized)
     fed = {value.name: value.name for value in rest}
-    return exposed, fed | {name: raws[raw] for name, raw in given.items()}, pieces
+    return cut_up, fed | {name: raws[raw] for name, raw in given.items()}, pieces
 
 
 def _comparable(want: Array, got: Array) -> bool:
@@ -302,22 +363,22 @@ def _decibel(signal: float, noise: float) -> float:
     return max(-EXACT_DB, min(EXACT_DB, 10 * math.log10(signal / noise)))
 
 
-def _exposed(proto: Any, names: Sequence[str], typed: Any = None) -> Any:
+def exposed(proto: Any, names: Sequence[str], typed: Any = None) -> Any:
     """The graph with the tensors ``names`` as its only outputs."""
     import onnx
 
-    exposed = normalized(proto)
+    shown = normalized(proto)
     known = _types(typed if typed is not None else proto)
-    made = {name for node in exposed.graph.node for name in node.output}
-    del exposed.graph.output[:]
+    made = {name for node in shown.graph.node for name in node.output}
+    del shown.graph.output[:]
     for name in dict.fromkeys(names):
         if name in made:
             kind = onnx.TensorProto.FLOAT
             value = known.get(name)
             if value is None:
                 value = onnx.helper.make_tensor_value_info(name, kind, None)
-            exposed.graph.output.append(value)
-    return exposed
+            shown.graph.output.append(value)
+    return shown
 
 
 def _types(proto: Any) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def prepare(proto: Any) -> Any:
     Raises:
         BackendError: the graph cannot be converted or loaded, or its shapes contradict.
     """
-    prepared = _inferred(_optimized(at_opset(proto, QDQ_OPSET)))
+    prepared = _inferred(folded(at_opset(proto, QDQ_OPSET)))
     prepared.ir_version = max(prepared.ir_version, IR_VERSION)
     name_nodes(prepared)
     _unshare_biases(prepared)
@@ -133,7 +133,7 @@ def prepare(proto: Any) -> Any:
     return prepared
 
 
-def _optimized(proto: Any) -> Any:
+def folded(proto: Any) -> Any:
     """Constants folded and batch normalizations fused, by ONNX Runtime (basic)."""
     import onnx
     import onnxruntime as ort

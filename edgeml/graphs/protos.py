@@ -66,6 +66,11 @@ def _subgraphs(node: Any) -> Iterator[Any]:
                 yield from _subgraphs(inner)
 
 
+def is_quantized(model: Any) -> bool:
+    """Whether activations are quantized with scales that are known (QDQ)."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
 def name_nodes(model: Any) -> None:
     """Give every node a name of its own; a good name stays.
 

@@ -49,6 +49,7 @@ def load_model(
     folder: Path,
     pinned: Pins,
     trust_model_code: bool = False,
+    seed: int = 0,
 ) -> Model:
     """Read the model that a recipe names.
 
@@ -59,6 +60,7 @@ def load_model(
         pinned: input name → shape with the batch dimension; replaces variable
             dimensions. A factory's module needs every input pinned.
         trust_model_code: whether a ``.pt2`` may be loaded although that can run code.
+        seed: what weights that a factory draws come from.
 
     Raises:
         ModelError: the model is refused; one line with the reason and the way out.
@@ -69,7 +71,7 @@ def load_model(
         from .modules import load_factory
 
         file = None if weights is None else weights_file(folder / weights)
-        return load_factory(source, file, folder, pinned)
+        return load_factory(source, file, folder, pinned, seed)
     if weights is not None:
         raise ModelError(
             f"[model] weights go with a module:factory, but source {source!r} is a file"

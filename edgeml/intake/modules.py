@@ -48,8 +48,11 @@ def load_factory(
     weights: Path | None,
     folder: Path,
     pinned: Mapping[str, Sequence[int]],
+    seed: int = 0,
 ) -> Model:
     """Import ``module:factory``, call it, load ``weights`` into what it gives.
+
+    Weights that the factory draws come from ``seed``: the same ones every time.
 
     Raises:
         ModelError: the code raised, gave no module, or the weights do not fit.
@@ -57,7 +60,11 @@ def load_factory(
     """
     torch = torch_here()
     try:
-        with importable(folder, source.partition(":")[0]):
+        with (
+            importable(folder, source.partition(":")[0]),
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.manual_seed(seed)
             module = _call(source)
     except MachineLacks:
         raise

@@ -1,24 +1,22 @@
 """Facts of a TensorFlow Lite file, read without any runtime.
 
-1. Reads the FlatBuffers of the public schema (identifier ``TFL3``) with nothing but the
-   standard library; every offset and length is checked against the file, and the work
-   is bounded, so a hostile file is a :class:`ModelError` and never a crash or a hang.
+1. Reads the FlatBuffers of the public schema as the device does
+   (:mod:`device_agent.runtimes.tflite`): a hostile file is a :class:`ModelError` and
+   never a crash or a hang.
 2. ``problems`` lists what the LiteRT interpreter would refuse: custom operators and
    quantization that contradicts the tensor, with operator, tensor and reason.
 """
 
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from device_agent.runtimes.tflite import IDENTIFIER, Damaged, Table, root
 
 from ..errors import ModelError
 
 MAX_FILE_BYTES = 2**30
-MAX_ITEMS = 100_000
-"""Most elements of one vector."""
-MAX_READS = 5_000_000
-"""Most elements in all: a small file can point to the same vector again and again."""
 
 TYPES = (
     "FP32", "FP16", "INT32", "UINT8", "INT64", "STRING", "BOOL", "INT16", "COMPLEX64",
@@ -50,7 +48,20 @@ _NAMES = (
     "READ_VARIABLE ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE "
     "RANDOM_UNIFORM MULTINOMIAL GELU DYNAMIC_UPDATE_SLICE RELU_0_TO_1 "
     "UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_SUM ATAN2 "
-    "UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT"
+    "UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT STABLEHLO_LOGISTIC "
+    "STABLEHLO_ADD STABLEHLO_DIVIDE STABLEHLO_MULTIPLY STABLEHLO_MAXIMUM "
+    "STABLEHLO_RESHAPE STABLEHLO_CLAMP STABLEHLO_CONCATENATE "
+    "STABLEHLO_BROADCAST_IN_DIM STABLEHLO_CONVOLUTION STABLEHLO_SLICE "
+    "STABLEHLO_CUSTOM_CALL STABLEHLO_REDUCE STABLEHLO_ABS STABLEHLO_AND "
+    "STABLEHLO_COSINE STABLEHLO_EXPONENTIAL STABLEHLO_FLOOR STABLEHLO_LOG "
+    "STABLEHLO_MINIMUM STABLEHLO_NEGATE STABLEHLO_OR STABLEHLO_POWER "
+    "STABLEHLO_REMAINDER STABLEHLO_RSQRT STABLEHLO_SELECT STABLEHLO_SUBTRACT "
+    "STABLEHLO_TANH STABLEHLO_SCATTER STABLEHLO_COMPARE STABLEHLO_CONVERT "
+    "STABLEHLO_DYNAMIC_SLICE STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD "
+    "STABLEHLO_IOTA STABLEHLO_DOT_GENERAL STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT "
+    "STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE "
+    "STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE "
+    "STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT STABLEHLO_CASE"
 )
 BUILTINS = tuple(_NAMES.split())
 
@@ -93,100 +104,29 @@ def read_tflite(raw: bytes, name: str) -> TfliteFacts:
         raise ModelError(
             f"{name} has {len(raw)} bytes, more than the {MAX_FILE_BYTES} allowed"
         )
-    if raw[4:8] != b"TFL3":
+    if raw[4:8] != IDENTIFIER:
         raise ModelError(f"{name} is no TensorFlow Lite file (no TFL3 at byte 4)")
     try:
         return _facts(raw)
-    except (struct.error, _Damaged) as error:
+    except (struct.error, Damaged) as error:
         raise ModelError(f"{name} is damaged: {error}") from error
 
 
-class _Damaged(Exception):  # noqa: N818 - never leaves this module
-    """An offset, length or index that the file does not hold."""
-
-
-@dataclass
-class _Budget:
-    """How many elements may still be read."""
-
-    left: int = MAX_READS
-
-    def spend(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise _Damaged(f"reading it takes more than {MAX_READS} elements")
-
-
-class _Table:
-    """A FlatBuffers table: fields by number, each read checked against the file."""
-
-    def __init__(self, data: bytes, at: int, budget: _Budget) -> None:
-        self._data, self._at, self._budget = data, at, budget
-        self._vtable = at - _read(data, "<i", at)
-        self._fields = (_read(data, "<H", self._vtable) - 4) // 2
-
-    def _place(self, number: int) -> int:
-        if number >= self._fields:
-            return 0
-        step = _read(self._data, "<H", self._vtable + 4 + 2 * number)
-        return self._at + step if step else 0
-
-    def scalar(self, number: int, form: str, default: int = 0) -> int:
-        """Field ``number`` as a little-endian number of struct format ``form``."""
-        place = self._place(number)
-        return _read(self._data, "<" + form, place) if place else default
-
-    def table(self, number: int) -> "_Table | None":
-        """Field ``number`` as a table; None when it is absent."""
-        place = self._place(number)
-        return self._to(place) if place else None
-
-    def tables(self, number: int) -> list["_Table"]:
-        """Field ``number`` as a vector of tables."""
-        start, count = self._vector(number, 4)
-        return [self._to(start + 4 * place) for place in range(count)]
-
-    def vector(self, number: int, form: str) -> tuple[Any, ...]:
-        """Field ``number`` as a vector of numbers."""
-        start, count = self._vector(number, struct.calcsize("<" + form))
-        return struct.unpack_from(f"<{count}{form}", self._data, start)
-
-    def text(self, number: int) -> str:
-        """Field ``number`` as text; "" when it is absent."""
-        start, count = self._vector(number, 1)
-        return self._data[start : start + count].decode("utf-8", "replace")
-
-    def _to(self, place: int) -> "_Table":
-        return _Table(self._data, self._jump(place), self._budget)
-
-    def _jump(self, place: int) -> int:
-        return place + _read(self._data, "<I", place)
-
-    def _vector(self, number: int, width: int) -> tuple[int, int]:
-        place = self._place(number)
-        if not place:
-            return 0, 0
-        start = self._jump(place)
-        count = _read(self._data, "<I", start)
-        if count > MAX_ITEMS or start + 4 + count * width > len(self._data):
-            raise _Damaged(f"a vector of {count} elements at byte {start}")
-        self._budget.spend(count + 1)
-        return start + 4, count
-
-
-def _read(data: bytes, form: str, at: int) -> int:
-    if not 0 <= at <= len(data) - struct.calcsize(form):
-        raise _Damaged(f"it points to byte {at} of {len(data)}")
-    value: int = struct.unpack_from(form, data, at)[0]
-    return value
+def operator_versions(raw: bytes) -> dict[str, int]:
+    """Operator → the highest version of it that a sound file asks for."""
+    found: dict[str, int] = {}
+    for code in root(raw).tables(1):
+        name, _ = _operator(code)
+        found[name] = max(found.get(name, 0), code.scalar(2, "i", 1))
+    return dict(sorted(found.items()))
 
 
 def _facts(data: bytes) -> TfliteFacts:
-    root = _Table(data, _read(data, "<I", 0), _Budget())
-    codes = [_operator(code) for code in root.tables(1)]
-    graphs = root.tables(2)
+    model = root(data)
+    codes = [_operator(code) for code in model.tables(1)]
+    graphs = model.tables(2)
     if not graphs:
-        raise _Damaged("it has no subgraph")
+        raise Damaged("it has no subgraph")
     counts: Counter[str] = Counter()
     problems: list[str] = []
     tensors = [[_tensor(table) for table in graph.tables(0)] for graph in graphs]
@@ -195,19 +135,19 @@ def _facts(data: bytes) -> TfliteFacts:
         problems += _contradictions(found, users)
     main = tensors[0]
     return TfliteFacts(
-        version=root.scalar(0, "I"),
-        description=root.text(3),
+        version=model.scalar(0, "I"),
+        description=model.text(3),
         subgraphs=len(graphs),
         tensors=sum(map(len, tensors)),
-        inputs=tuple(_at(main, i, "tensor") for i in graphs[0].vector(1, "i")),
-        outputs=tuple(_at(main, i, "tensor") for i in graphs[0].vector(2, "i")),
+        inputs=_ports(model, main, graphs[0].vector(1, "i"), 0),
+        outputs=_ports(model, main, graphs[0].vector(2, "i"), 1),
         operators=dict(sorted(counts.items())),
         custom_operators=tuple(sorted({name for name, custom in codes if custom})),
         problems=tuple(problems),
     )
 
 
-def _operator(code: _Table) -> tuple[str, bool]:
+def _operator(code: Table) -> tuple[str, bool]:
     """Name of an operator code, and whether it is custom."""
     # the byte field is full at 127; files with newer operators use the wide one
     number = max(code.scalar(0, "b"), code.scalar(3, "i"))
@@ -218,7 +158,7 @@ def _operator(code: _Table) -> tuple[str, bool]:
     return f"BUILTIN_{number}", False
 
 
-def _tensor(table: _Table) -> TfliteTensor:
+def _tensor(table: Table) -> TfliteTensor:
     kind = table.scalar(1, "b")
     quantization = table.table(4)
     return TfliteTensor(
@@ -231,14 +171,33 @@ def _tensor(table: _Table) -> TfliteTensor:
     )
 
 
+def _ports(
+    model: Table, tensors: list[TfliteTensor], places: tuple[int, ...], field: int
+) -> tuple[TfliteTensor, ...]:
+    """Inputs (field 0 of a signature) or outputs (1), by the names that callers use:
+    those of the first signature, where there is one for all of them."""
+    found = [_at(tensors, place, "tensor") for place in places]
+    signatures = [one for one in model.tables(7) if one.scalar(4, "I") == 0]
+    if not signatures:
+        return tuple(found)
+    first = min(signatures, key=lambda one: one.text(2))
+    names = {one.scalar(1, "I"): one.text(0) for one in first.tables(field)}
+    if not set(places) <= names.keys():
+        return tuple(found)
+    return tuple(
+        replace(one, name=names[place])
+        for place, one in zip(places, found, strict=True)
+    )
+
+
 def _at(items: list[Any], index: int, what: str) -> Any:
     if not 0 <= index < len(items):
-        raise _Damaged(f"{what} {index} of {len(items)}")
+        raise Damaged(f"{what} {index} of {len(items)}")
     return items[index]
 
 
 def _count(
-    graph: _Table,
+    graph: Table,
     codes: list[tuple[str, bool]],
     tensors: list[TfliteTensor],
     counts: Counter[str],

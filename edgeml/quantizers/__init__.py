@@ -8,4 +8,6 @@ QUANTIZERS = {
     "ort": "edgeml.quantizers.ort",
     "nncf": "edgeml.quantizers.nncf",
     "inc": "edgeml.quantizers.inc",
+    "nbits": "edgeml.quantizers.nbits",
+    "aeq": "edgeml.quantizers.aeq",
 }

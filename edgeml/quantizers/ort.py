@@ -88,6 +88,8 @@ def quantize_static(
     per_channel: bool = True,
     reduce_range: bool = False,
     operators: Sequence[str] | None = None,
+    constant_only: bool = False,
+    tensorrt: bool = False,
     keep: Sequence[str] = (),
 ) -> Any:
     """The QDQ graph of ``prepared`` for these ranges.
@@ -100,6 +102,10 @@ def quantize_static(
         per_channel: one scale per output channel of a weight.
         reduce_range: weights in 7 bits, for CPUs that add products in 16 bits.
         operators: operator types that are quantized; None: all that the tool knows.
+        constant_only: of the matrix products those with weights alone; those of two
+            activations (attention) stay in float.
+        tensorrt: what TensorRT takes: zero points 0, biases in float, and only what
+            goes into the operators is quantized, not what comes out.
         keep: names of nodes left in float.
 
     Raises:
@@ -107,6 +113,7 @@ def quantize_static(
     """
     from onnxruntime.quantization import quantize_static as quantize
 
+    types = list(operators) if operators else _all_operators()
     with _tool("quantize_static") as folder:
         cache, made = folder / "ranges.json", folder / "made.onnx"
         cache.write_bytes(ranges)
@@ -119,11 +126,27 @@ def quantize_static(
             weight_type=_type(weight),
             per_channel=per_channel,
             reduce_range=reduce_range,
-            op_types_to_quantize=list(operators) if operators else _all_operators(),
+            op_types_to_quantize=types,
             nodes_to_exclude=list(keep),
+            extra_options=_placement(types, constant_only, tensorrt),
         )
         quantized = _read(made)
     return _checked(quantized)
+
+
+def _placement(
+    types: Sequence[str], constant_only: bool, tensorrt: bool
+) -> dict[str, Any]:
+    """What the tool is told of where pairs go and what they look like."""
+    options: dict[str, Any] = {"MatMulConstBOnly": True} if constant_only else {}
+    if tensorrt:
+        options |= {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(types),
+        }
+    return options
 
 
 def quantize_default(

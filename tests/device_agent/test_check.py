@@ -80,6 +80,41 @@ def test_features_stand_in_for_the_machine(tmp_path: Path) -> None:
     assert checked(tmp_path, vnni, isa=isa).ok
 
 
+class TestAnotherArchitecture:
+    """A build host may look at its numbers; a device does not."""
+
+    ISA = Isa(arch="armv7l", requires=("neon",))
+
+    def test_a_device_refuses_it(self, tmp_path: Path) -> None:
+        report = checked(tmp_path, isa=self.ISA)
+        assert (report.exit_code, report.foreign) == (3, True)
+        assert report.golden_vectors is None, "nothing of it was run"
+
+    def test_a_build_host_runs_it(self, tmp_path: Path) -> None:
+        report = checked(tmp_path, CheckOptions(any_arch=True, runs=10), isa=self.ISA)
+        assert (report.exit_code, report.foreign) == (0, True)
+        assert report.golden_vectors == 16
+
+    def test_its_wrong_answers_are_wrong_there_too(self, tmp_path: Path) -> None:
+        options = CheckOptions(any_arch=True, runs=10)
+        other = bundles.WEIGHT + np.float32(0.1)
+        report = checked(tmp_path, options, golden=other, isa=self.ISA)
+        assert report.exit_code == 3
+
+    def test_features_of_ones_own_kind_still_count(self, tmp_path: Path) -> None:
+        isa = Isa(arch=machine.arch(), requires=("warp",))
+        report = checked(tmp_path, CheckOptions(any_arch=True), isa=isa)
+        assert (report.exit_code, report.isa_missing) == (3, ("warp",))
+
+    def test_the_command_says_so(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "it.edgeml"
+        path.write_bytes(bundles.bundle(isa=self.ISA))
+        assert main(["check", "--any-arch", str(path)]) == 0
+        assert "it is for armv7l: its answers were checked" in capsys.readouterr().out
+
+
 class TestLatencyLimit:
     """A promise about one machine is held on that machine."""
 

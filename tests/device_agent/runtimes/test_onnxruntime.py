@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from device_agent.contract.errors import ArtifactError, MachineError
-from device_agent.runtimes.onnxruntime import OnnxRuntime, reason
+from device_agent.runtimes.onnxruntime import GPU_OPTIONS, OnnxRuntime, reason
 
 
 def saved(path: Path, op: str, domain: str = "") -> Path:
@@ -77,7 +77,7 @@ def test_every_option_is_taken(relu: Path):
         "graph_optimization": "extended",
         "provider": "cpu",
     }
-    assert options.keys() == OnnxRuntime.options
+    assert options.keys() | GPU_OPTIONS.keys() == OnnxRuntime.options
     OnnxRuntime().load(relu, options)
 
 

@@ -175,13 +175,40 @@ def test_all_reasons_against_a_target_are_given(backend, plain):
     assert "litert" in reasons[0] and "armv7l" in reasons[1]
 
 
-def test_gpu_targets_say_what_is_missing(backend):
-    import onnxruntime
-
-    if len(onnxruntime.get_available_providers()) > 2:
-        pytest.skip("this onnxruntime has GPU providers")
-    (reason,) = backend.refusals(network(), load_target("gpu-cuda"))
-    assert "CUDAExecutionProvider" in reason and "onnxruntime-gpu" in reason
+def test_a_matrix_that_serves_two_products_loads_where_nothing_may_saturate(
+    backend, plain, vnni, tmp_path
+):
+    """ONNX Runtime rewrites signed weights there, and trips over shared ones."""
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((16, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"], "one"),
+            helper.make_node("Relu", ["a"], ["r"], "act"),
+            helper.make_node("MatMul", ["r", "w"], ["y"], "two"),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = as_model(helper.make_model(graph, opset_imports=opset, ir_version=8))
+    feeds = [{"x": random.standard_normal((1, 16)).astype("f4")} for _ in range(8)]
+    options = QuantizeOptions(methods=("minmax",), quantizers=("ort",))
+    sizes = {}
+    for target in (plain, vnni):
+        for spec in backend.specs(model, target, options):
+            artifact = backend.lower(model, target, spec, feeds)
+            if spec.name == "int8 ort minmax u8s8":
+                sizes[target.name] = artifact.size_bytes
+                path = tmp_path / target.name
+                path.write_bytes(artifact.files["model.onnx"])
+                session = runtime("onnxruntime").load(path, artifact.options)
+                found = session.predict(feeds[0])["y"]
+                exact = np.maximum(feeds[0]["x"] @ weight, 0) @ weight
+                assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    assert sizes["cpu-x86_64"] > sizes["cpu-x86_64-vnni"], "copied only where need be"
 
 
 def test_custom_operators_are_named(backend, plain):

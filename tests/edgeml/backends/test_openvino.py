@@ -35,6 +35,7 @@ TARGET = Target(
     storage_bytes=1 << 32,
     precisions=("fp32", "fp16", "int8", "mixed"),
     compatible=("here",),
+    channel_multiple=16,
     qemu_cpu=None,
     tolerances={"fp32": Tolerance(1e-5, 1e-4)},
 )
@@ -443,3 +444,42 @@ def test_float_artifacts_need_no_samples(openvino, model):
     artifact = openvino.lower(model, TARGET, Spec("fp32", "fp32"), [])
     assert sorted(artifact.files) == ["model.bin", "model.xml"]
     assert artifact.entry == "model.xml"
+
+
+# --- QAT
+
+
+def test_each_way_of_nncf_can_be_trained_as_an_onnx_graph(openvino, model, samples):
+    from edgeml.graphs.protos import is_quantized
+
+    for spec in openvino.specs(model, TARGET, QuantizeOptions()):
+        if spec.quantizer == "nncf":
+            artifact = openvino.lower(model, TARGET, spec, samples)
+            graph = openvino.trainable(model, TARGET, spec, artifact, samples)
+            assert is_quantized(graph), spec.name
+        else:
+            assert openvino.trainable(model, TARGET, spec, None, samples) is None
+
+
+def test_the_artifact_computes_what_was_simulated(openvino, model, samples, tmp_path):
+    torch = pytest.importorskip("torch")
+    from edgeml.training.simulation import Simulation
+
+    spec = Spec("int8", "int8", "nncf", {"overflow_safe": True})
+    graph = openvino.trainable(model, TARGET, spec, None, samples)
+    made = Simulation(graph, model.inputs)
+    with torch.no_grad():  # as if something had been learned
+        for one in made.module.parameters():
+            one *= 1.1
+    after = replace(model, payload=made.written())
+    artifact = openvino.retrained(after, TARGET, spec)
+    assert b'type="FakeQuantize"' in artifact.files["model.xml"]
+    session = opened(artifact, tmp_path)
+    for feed in samples:
+        found = session.predict(feed)
+        with torch.no_grad():
+            wanted = made.module(*(torch.from_numpy(one) for one in feed.values()))
+        for name, one in wanted.items():
+            apart = np.abs(found[name] - one.numpy())
+            assert apart.max() <= np.ptp(one.numpy()) / 255
+    session.close()

@@ -1,0 +1,357 @@
+"""ONNX graph → ``model.tflite`` for LiteRT, by way of torch (:mod:`..graphs.lowering`).
+
+Candidates, cheapest to make first:
+
+1. float32, checked against the graph layer by layer; float16 weights.
+2. int8 dynamic: weights in int8, activations as they come.
+3. int8 static by AI Edge Quantizer: its defaults, then our own calibration methods;
+   where operators are in the model that eight bits do not suit (logarithms, softmax)
+   also with nothing quantized but what has weights; and with activations in int16,
+   where the model is small: LiteRT has only plain kernels for those.
+
+An artifact is the same file on every processor, so it is validated by LiteRT on the
+build host, whatever that is; how fast it is there says little of the target. For armv7
+see :mod:`..armv7`.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_agent.contract import machine
+from device_agent.contract.errors import ArtifactError
+from device_agent.contract.manifest import Option
+from device_agent.contract.tensors import Array, Feeds
+from device_agent.runtimes.litert import LiteRt
+from targets.profile import Target, Tolerance
+
+from .. import armv7
+from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
+from ..errors import BackendError, MachineLacks
+from ..graphs.lowering import Lowered, lower, seeded
+from ..graphs.preparation import macs
+from ..graphs.tflite import Inside, Op
+from ..intake.tflite import operator_versions
+from ..model import Model
+from ..quantizers import aeq
+from .base import Backend, Host, unmet
+
+ENTRY = "model.tflite"
+TOOLS = {"aeq": aeq.METHODS}
+"""Quantizers, and the calibration methods of each."""
+UNASKED = ("aeq",)
+FRAGILE = frozenset(
+    {"DIV", "EXP", "GELU", "HARD_SWISH", "LOG", "LOGISTIC", "LOG_SOFTMAX", "POW",
+     "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE", "SUM", "TANH"}
+)  # fmt: skip
+MOVING = frozenset(
+    {"CONCATENATION", "EXPAND_DIMS", "GATHER", "MAX_POOL_2D", "PACK", "PAD", "PADV2",
+     "RELU", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE",
+     "UNPACK", "QUANTIZE", "DEQUANTIZE"}
+)  # fmt: skip
+"""Operators that move or select values and compute none."""
+CEILING_DB = 60.0
+"""Above this a signal counts as exact: 8 bits cannot do better than about 50."""
+INT16_MACS = 50_000_000
+"""Larger models are not tried with int16 activations: about a nanosecond each, seen on
+x86, makes a minute of the validation of a thousand samples."""
+COMPARED = 8
+"""Samples that an armv7 artifact is run on by its own runtime."""
+
+
+class LiteRtBackend(Backend):
+    """Makes ``model.tflite``."""
+
+    name = "litert"
+
+    def __init__(self) -> None:
+        self._runtime = LiteRt()
+        # What candidates share, so that it is made once.
+        self._converted: dict[int, tuple[Any, Lowered]] = {}
+        self._ranges: dict[tuple[int, int, str, float], tuple[Any, aeq.Ranges]] = {}
+
+    def host(self, target: Target) -> Host:
+        """LiteRT runs the artifact here; latency is that of this machine."""
+        if target.arch == machine.arch():
+            return Host()
+        by = f"{machine.arch()} by {self.name} {self._runtime.version()}"
+        if target.arch == "armv7l":
+            by += f", {armv7.how()}"
+        return Host(validated_on=by)
+
+    def host_options(
+        self, target: Target, options: Mapping[str, Option]
+    ) -> dict[str, Option]:
+        """Not more threads than this machine has cores: they would only wait."""
+        threads = min(int(options.get("threads", 1)), machine.cores())
+        return {**options, "threads": threads}
+
+    def oldest(self, target: Target) -> str | None:
+        """For armv7 the release that it was checked for; else what is here."""
+        return armv7.COUNTS_AS if target.arch == "armv7l" else None
+
+    def refusals(self, model: Model, target: Target) -> list[str]:
+        """Every reason; the graph is converted to find them."""
+        if model.level != "graph":
+            return [f"a model at level graph is needed, this is a {model.level}"]
+        if target.runtime != self.name:
+            return [f"target {target.name} runs {target.runtime}, not litert"]
+        try:
+            raw = self._lowered(model).raw
+        except (BackendError, MachineLacks) as error:
+            return [str(error)]
+        return _absent(raw, target)
+
+    def specs(
+        self, model: Model, target: Target, options: QuantizeOptions
+    ) -> list[Spec]:
+        """The candidates, as the head of this module lists them."""
+        wanted = set(options.precisions or target.precisions) & set(target.precisions)
+        specs = [Spec("fp32", "fp32"), *unmet(options, target, TOOLS, UNASKED)]
+        if "fp16" in wanted:
+            specs.append(Spec("fp16", "fp16", keep=options.keep))
+        if "aeq" not in (options.quantizers or UNASKED):
+            return specs
+        operators = {op.name for op in Inside(self._lowered(model).raw).ops}
+        core = set(aeq.CORE) | {"TRANSPOSE_CONV"}
+        if not operators & core:
+            why = f"the model has none of {', '.join(aeq.CORE)}"
+            asked = [one for one in options.precisions if one.startswith("int8")]
+            return [*specs, *(Spec(one, one, "aeq", refused=why) for one in asked)]
+        if "int8-dynamic" in wanted:
+            parameters = {"kind": "dynamic", "per_channel": options.per_channel}
+            specs.append(
+                Spec("int8 aeq dynamic", "int8-dynamic", "aeq", parameters,
+                     options.keep)
+            )  # fmt: skip
+        if "int8" in wanted:
+            specs += _static_specs(
+                options,
+                fragile=bool(operators & FRAGILE),
+                wide=sum(macs(model.payload).values()) <= INT16_MACS,
+            )
+        return specs
+
+    def lower(
+        self, model: Model, target: Target, spec: Spec, calibration: Sequence[Feeds]
+    ) -> Artifact:
+        """Make one candidate and open it once, for armv7 by that release too.
+
+        Raises:
+            BackendError: the tool failed, or LiteRT (or what armv7 has of it) does not
+                run what it made.
+        """
+        spec.check()
+        lowered = self._lowered(model, calibration)
+        keep = lowered.tensors_of(spec.keep)
+        if spec.precision == "fp32":
+            raw = lowered.raw
+        elif spec.precision == "fp16":
+            raw = aeq.half(lowered.raw, keep=keep)
+        else:
+            raw = self._quantized(lowered, spec, keep, calibration)
+        absent = _absent(raw, target)
+        if absent:
+            raise BackendError(f"{spec.name}: {'; '.join(absent)}")
+        feeds = calibration[:COMPARED] or seeded(model)
+        options = self.host_options(
+            target, {"threads": target.threads, **target.runtime_options}
+        )
+        self._tried(raw, target, spec, options, feeds)
+        return Artifact(self.name, ENTRY, {ENTRY: raw})
+
+    def layer_errors(
+        self, model: Model, artifact: Artifact, feeds: Sequence[Feeds]
+    ) -> list[LayerError]:
+        """Compare the tensors around each quantized layer, float against int8."""
+        quantized = Inside(artifact.files[artifact.entry])
+        layers = [op for op in quantized.ops if _is_quantized(quantized, op)]
+        if not layers or not feeds:
+            return []
+        lowered = self._lowered(model, feeds)
+        floating = Inside(lowered.raw)
+        levels = _levels_db(floating, quantized, feeds)
+        found = []
+        for op in layers:
+            name = quantized.tensors[op.outputs[0]].name
+            if name not in levels:
+                continue
+            before = [
+                levels[source]
+                for source in (_source(quantized, index) for index in op.inputs)
+                if source in levels
+            ]
+            node, kind = lowered.layers.get(name, (name, op.name))
+            added = max(0.0, min(before, default=CEILING_DB) - levels[name])
+            found.append(LayerError(node, kind, levels[name], added))
+        return sorted(found, key=lambda item: (-item.added_db, item.node))
+
+    def _lowered(self, model: Model, feeds: Sequence[Feeds] = ()) -> Lowered:
+        """The float artifact; the payload is held so that its id stays its own."""
+        key = id(model.payload)
+        if key not in self._converted:
+            self._converted[key] = (model.payload, lower(model, feeds[:2]))
+        return self._converted[key][1]
+
+    def _quantized(
+        self, lowered: Lowered, spec: Spec, keep: Sequence[str],
+        calibration: Sequence[Feeds],
+    ) -> bytes:  # fmt: skip
+        if spec.quantizer != "aeq":
+            raise BackendError(
+                f"{spec.name}: no quantizer {spec.quantizer!r} for litert; "
+                f"known: {', '.join(TOOLS)}"
+            )
+        parameters = dict(spec.parameters)
+        if parameters.pop("kind") == "dynamic":
+            return aeq.quantize_dynamic(lowered.raw, keep=keep, **parameters)
+        method = parameters.pop("method", None)
+        share = parameters.pop("percentile", 99.99)
+        key = (id(lowered), id(calibration), str(method), share)
+        if key not in self._ranges:
+            ranges = aeq.calibrate(lowered.raw, calibration, method, share)
+            self._ranges[key] = (calibration, ranges)
+        ranges = self._ranges[key][1]
+        return aeq.quantize_static(lowered.raw, ranges, keep=keep, **parameters)
+
+    def _tried(
+        self, raw: bytes, target: Target, spec: Spec,
+        options: Mapping[str, Option], feeds: Sequence[Feeds],
+    ) -> None:  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="edgeml.") as folder:
+            path = Path(folder, ENTRY)
+            path.write_bytes(raw)
+            try:
+                session = self._runtime.load(path, options)
+                if target.arch != "armv7l" or armv7.python() is None:
+                    session.close()
+                    return
+                here = [session.predict(feed) for feed in feeds]
+            except ArtifactError as error:
+                raise BackendError(
+                    f"{spec.name}: LiteRT does not run it: {error}"
+                ) from error
+            there = armv7.answers(path, options, feeds)
+        _same(here, there, target.tolerances[spec.precision])
+
+
+def _static_specs(options: QuantizeOptions, fragile: bool, wide: bool) -> list[Spec]:
+    """The tool's defaults, where the recipe asks for nothing else, and variants.
+
+    ``fragile``: there are operators that eight bits do not suit; ``wide``: activations
+    of int16 are worth a try.
+    """
+    specs = []
+    if options.per_channel and not options.methods:
+        specs.append(
+            Spec("int8 aeq default", "int8", "aeq", {"kind": "static"}, options.keep)
+        )
+
+    def add(method: str, label: str = "", **more: Any) -> None:
+        parameters = {
+            "kind": "static", "method": method, "activation": "int8",
+            "per_channel": options.per_channel, **more,
+        }  # fmt: skip
+        if method == "percentile":
+            parameters["percentile"] = options.percentile
+        specs.append(
+            Spec(f"int8 aeq {method}{label}", "int8", "aeq", parameters, options.keep)
+        )
+
+    methods = [one for one in aeq.METHODS if one in (options.methods or aeq.METHODS)]
+    for method in methods:
+        add(method)
+        if fragile:
+            add(method, " core", operators=list(aeq.CORE))
+    if wide and methods:
+        add(methods[0], " int16", activation="int16")
+    return specs
+
+
+def _absent(raw: bytes, target: Target) -> list[str]:
+    """Operators of a file that the target's runtime does not have, as reasons."""
+    if target.arch != "armv7l":
+        return []
+    return [
+        f"{armv7.RELEASE}, the last for 32-bit ARM, has no operator {one}"
+        for one in armv7.missing(operator_versions(raw))
+    ]
+
+
+def _same(
+    here: Sequence[Mapping[str, Array]],
+    there: Sequence[Mapping[str, Array]],
+    tolerance: Tolerance,
+) -> None:
+    """Nothing, when two runtimes answer alike.
+
+    Raises:
+        BackendError: they do not; names the output and by how much.
+    """
+    for number, (wanted, found) in enumerate(zip(here, there, strict=True)):
+        for name, exact in wanted.items():
+            one, other = exact.astype(np.float64), found[name].astype(np.float64)
+            allowed = tolerance.atol + tolerance.rtol * np.abs(one).max(initial=0.0)
+            apart = np.abs(one - other).max(initial=0.0)
+            if not apart <= allowed:
+                raise BackendError(
+                    f"{armv7.RELEASE} answers otherwise than LiteRT: output {name!r} "
+                    f"of sample {number} is off by {apart:.3g}, allowed {allowed:.3g}"
+                )
+
+
+def _is_quantized(inside: Inside, op: Op) -> bool:
+    """Whether an operator computes with int8: its output, or its weights."""
+    return op.name not in MOVING and any(
+        index >= 0 and inside.tensors[index].scales.size > 0
+        for index in (*op.inputs, op.outputs[0])
+        if index in inside.tensors
+    )
+
+
+def _source(inside: Inside, index: int) -> str | None:
+    """The tensor of the float model that an input was, before it was moved or cast."""
+    while index in inside.made and inside.made[index].name in MOVING:
+        index = inside.made[index].inputs[0]
+    if index < 0 or index not in inside.tensors or inside.is_constant(index):
+        return None
+    return inside.tensors[index].name
+
+
+def _levels_db(
+    floating: Inside, quantized: Inside, feeds: Sequence[Feeds]
+) -> dict[str, float]:
+    """SQNR in dB of each tensor that both files compute, over all feeds."""
+    ours = {floating.tensors[index].name: index for index in floating.made}
+    theirs = {
+        quantized.tensors[index].name: index
+        for index, op in quantized.made.items()
+        if op.name not in ("QUANTIZE", "DEQUANTIZE")
+    }
+    names = [
+        name
+        for name in theirs
+        if name in ours and floating.tensors[ours[name]].dtype is np.float32
+    ]
+    signal = dict.fromkeys(names, 0.0)
+    noise = dict.fromkeys(names, 0.0)
+    for feed in feeds:
+        exact, rounded = floating.run(feed), quantized.run(feed)
+        for name in names:
+            wanted = exact(ours[name]).astype(np.float64)
+            index = theirs[name]
+            found = quantized.tensors[index].values(rounded(index))
+            signal[name] += float(np.square(wanted).sum())
+            noise[name] += float(np.square(wanted - found).sum())
+    return {name: _decibels(signal[name], noise[name]) for name in names}
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return CEILING_DB
+    if signal == 0:
+        return -CEILING_DB
+    return float(np.clip(10 * np.log10(signal / noise), -CEILING_DB, CEILING_DB))

@@ -34,8 +34,8 @@ from edgeml.cache import Cache
 from edgeml.choice import OUTCLASSED, SLOWER, gate, score
 from edgeml.evaluation.evaluate import evaluate
 from edgeml.evaluation.measure import MeasurementStore
-from edgeml.imported import graph_of
 from edgeml.outcome import BuildOutcome, Candidate, Evaluation
+from edgeml.passing import graph_of
 from edgeml.pipeline import Build, Place, host_refusals
 from edgeml.progress import Plain, Silent
 from edgeml.recipes.data import load_splits

@@ -29,6 +29,7 @@ T = TypeVar("T")
 TOOLS = (
     "numpy", "onnx", "onnxruntime", "openvino", "nncf", "onnxconverter-common",
     "torch", "onnxscript", "torchao", "neural-compressor",
+    "litert-torch", "ai-edge-quantizer", "ai-edge-litert",
 )  # fmt: skip
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,6 +79,11 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes what shall be at ``path``; ``sweep`` removes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one.
 
@@ -85,7 +91,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         UsageError: it cannot be written there.
         MachineLacks: there is no room for it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -22,7 +22,7 @@ class Spec:
 
     name: str
     precision: str
-    """``fp32``, ``fp16``, ``int8``, ``int8-dynamic`` or ``mixed``."""
+    """``fp32``, ``fp16``, ``int8``, ``int8-dynamic``, ``int4`` or ``mixed``."""
     quantizer: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class QuantizeOptions:
     methods: tuple[str, ...] = ()
     """Calibration methods: ``minmax``, ``entropy``, ``percentile``."""
     quantizers: tuple[str, ...] = ()
-    """``ort``, ``nncf``, ``inc``."""
+    """``ort``, ``nncf``, ``inc``, ``nbits``."""
     keep: tuple[str, ...] = ()
     """Nodes that stay in float in every candidate."""
     mixed: bool = True

@@ -9,10 +9,13 @@ The rules, in order:
 3. Of the rest the fastest wins. Latencies within ``SAME_SPEED`` of it count as equal:
    among these the most accurate wins, then fewer flips, then fewer bytes, then name.
 
+Where the target's device is not here nothing is timed: instead of rule 3 the profile's
+order of precisions decides then, and the most accurate of the first one ships.
+
 All of it is a pure function of the records, so equal measurements give equal choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from .outcome import Candidate, Evaluation, Miss
@@ -27,6 +30,8 @@ SAME_SIZE = 1.02
 DEFAULT_DROP = 0.01
 """One point for metrics from 0 to 1; for errors this share of the float value."""
 FLOATS = frozenset({"fp32", "fp16"})
+OF_DEVICE = ("max_latency_ms", "max_memory_bytes", "max_fallback_share")
+"""Limits that only the target's device, or a machine of its kind, can tell about."""
 
 
 def score(candidate: Candidate, metric: MetricOptions) -> float:
@@ -48,11 +53,16 @@ def allowed_drop(oracle: Evaluation, budget: Budget, metric: MetricOptions) -> f
 
 
 def gate(
-    candidate: Candidate, oracle: Evaluation, budget: Budget, metric: MetricOptions
+    candidate: Candidate,
+    oracle: Evaluation,
+    budget: Budget,
+    metric: MetricOptions,
+    unchecked: Collection[str] = (),
 ) -> tuple[Miss, ...]:
     """Every limit that the candidate misses, with the guilty slices or layers.
 
-    A limit whose value was not measured is missed too: nothing passes unseen.
+    A limit whose value was not measured is missed too: nothing passes unseen, but
+    for the ``unchecked`` ones, which the outcome names.
     """
     evaluation = candidate.evaluation
     assert evaluation is not None, "only evaluated candidates are gated"
@@ -77,20 +87,27 @@ def gate(
     return tuple(
         Miss(limit, allowed, None if value is None else float(value), guilty)
         for limit, allowed, value, guilty in measured
-        if allowed is not None and not (value is not None and value <= allowed + 1e-12)
+        if limit not in unchecked
+        and allowed is not None
+        and not (value is not None and value <= allowed + 1e-12)
     )
 
 
 def choose(
-    candidates: Sequence[Candidate], metric: MetricOptions
+    candidates: Sequence[Candidate],
+    metric: MetricOptions,
+    preference: Sequence[str] = (),
 ) -> tuple[Candidate | None, str]:
     """The candidate that ships, and why in one sentence.
 
-    ``candidates`` carry ``status`` "fits" where the gates were passed.
+    ``candidates`` carry ``status`` "fits" where the gates were passed. ``preference``
+    is the profile's order of precisions, for candidates that were not timed.
     """
     fitting = [one for one in candidates if one.status == "fits"]
     if not fitting:
         return None, _why_none(candidates, metric)
+    if any(one.latency is None for one in fitting):
+        return _untimed(fitting, metric, preference)
     rest = [
         one for one in fitting
         if not any(_outclasses(other, one, metric) for other in fitting)
@@ -105,6 +122,24 @@ def choose(
     )
     if len(equal) > 1:
         why += f", most accurate of {len(equal)} equally fast ones"
+    return best, why
+
+
+def _untimed(
+    fitting: Sequence[Candidate], metric: MetricOptions, preference: Sequence[str]
+) -> tuple[Candidate, str]:
+    order = {precision: place for place, precision in enumerate(preference)}
+    best = min(
+        fitting,
+        key=lambda one: (
+            order.get(one.precision, len(order)), *_rank(one, metric),
+        ),
+    )  # fmt: skip
+    if len(fitting) == 1:
+        return best, "the only candidate that holds the budget; not timed here"
+    why = f"first of {len(fitting)} candidates that hold the budget, not timed here"
+    if preference:
+        why += f": such devices are fastest in {', then '.join(preference)}"
     return best, why
 
 

@@ -125,24 +125,79 @@ def init(
         typer.echo(f"wrote {out}; next: edgeml build {out}")
 
 
+Targets = Annotated[
+    list[str] | None, typer.Option(help="For this target only (repeatable).")
+]
+Checked = Annotated[bool, typer.Option(help="Check every bundle afterwards.")]
+Recipe = Annotated[Path, typer.Argument(help="The recipe (recipe.toml).")]
+
+
 @app.command()
 @_spoken
 def build(
-    recipe: Annotated[Path, typer.Argument(help="The recipe (recipe.toml).")],
-    target: Annotated[
-        list[str] | None, typer.Option(help="Build for this target only (repeatable).")
-    ] = None,
+    recipe: Recipe,
+    target: Targets = None,
     out: Out = Path("build"),
-    check: Annotated[bool, typer.Option(help="Check every bundle afterwards.")] = False,
+    check: Checked = False,
     trust_model_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Compile a model into one verified bundle per target, with a report."""
+    from .pipeline import Build
+
+    def begun(*given: Any) -> Any:
+        options: dict[str, Any] = {
+            "targets": target or (), "trust_model_code": trust_model_code
+        }  # fmt: skip
+        work = Build(*given, **options)
+        if work.recipe.search is None:
+            return work
+        from .search.search import Search
+
+        return Search(*given, **options)
+
+    return _ship(recipe, out, begun, check=check, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+@_spoken
+def search(
+    recipe: Recipe,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Points to try at most.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Time for trials, over all runs.")
+    ] = None,
+    target: Targets = None,
+    out: Out = Path("build"),
+    check: Checked = False,
+    trust_model_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Look for the variation of a recipe that is best under its budget; build it."""
+    from .search.search import Limits, Search
+
+    def begun(*given: Any) -> Any:
+        return Search(
+            *given, targets=target or (), trust_model_code=trust_model_code,
+            limits=Limits(trials, minutes),
+        )  # fmt: skip
+
+    return _ship(recipe, out, begun, check=check, as_json=as_json, quiet=quiet)
+
+
+def _ship(
+    recipe: Path, out: Path, begun: Callable[..., Any], *,
+    check: bool, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Run what makes bundles; tell what became of it."""
     from .cache import Cache, check_writable
     from .errors import UsageError
     from .evaluation.measure import MeasurementStore
-    from .pipeline import Build, Place, failure
+    from .pipeline import Place, failure
     from .progress import shown
     from .report import report_values, summary_lines
 
@@ -150,10 +205,7 @@ def build(
         raise UsageError(f"no recipe at {recipe}; edgeml init MODEL writes one")
     place = Place(out, Cache(out / ".cache"), MeasurementStore(_user_cache()))
     with shown(quiet) as progress:
-        work = Build(
-            recipe, place, progress,
-            targets=target or (), trust_model_code=trust_model_code,
-        )  # fmt: skip
+        work = begun(recipe, place, progress)
         for folder in (work.folder, place.cache.folder):
             check_writable(folder)
         outcome = work.run()
@@ -195,10 +247,13 @@ def check(
 
 
 def _check(bundle: Path, *, as_json: bool, quiet: bool) -> int:
-    """The device's program in its own process: its exit code is the verdict."""
+    """The device's program in its own process: its exit code is the verdict.
+
+    A build host may check what is for another architecture; the device may not.
+    """
     import subprocess
 
-    command = [sys.executable, "-m", "device_agent", "check", str(bundle)]
+    command = [sys.executable, "-m", "device_agent", "check", str(bundle), "--any-arch"]
     command += ["--json"] if as_json else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not quiet or as_json:

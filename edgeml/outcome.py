@@ -102,6 +102,65 @@ class Candidate:
     misses: tuple[Miss, ...] = ()
 
 
+Tried = Literal["chosen", "fits", "missed", "refuted", "pruned", "failed"]
+"""What became of a point: ``refuted`` held the budget on the search's samples and not
+on all, ``pruned`` was given up before everything about it was measured."""
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """One point of a search and what was found out of it; None: not measured.
+
+    Figures of accuracy are on the search's samples. ``predicted_`` ones are bounds from
+    the untrained network: better ones are not to be expected.
+    """
+
+    number: int
+    name: str
+    point: dict[str, Any]
+    status: Tried
+    reason: str = ""
+    candidate: str = ""
+    """The artifact that stands for the point."""
+    precision: str = ""
+    kept_layers: tuple[str, ...] = ()
+    """Nodes that the point leaves in float."""
+    value: float | None = None
+    """The recipe's metric."""
+    flip_rate: float | None = None
+    latency_ms: float | None = None
+    float_latency_ms: float | None = None
+    """Of the same network in float32, measured in turn."""
+    size_bytes: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of one inference."""
+    predicted_latency_ms: float | None = None
+    predicted_size_bytes: int | None = None
+    misses: tuple[Miss, ...] = ()
+    front: bool = False
+    """Whether no other is as good in metric, latency and size and better in one."""
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """A search for one target, in the order of its trials."""
+
+    trials: tuple[SearchTrial, ...]
+    space: dict[str, list[Any]]
+    """Axis → values."""
+    points: int
+    """Of the whole space."""
+    samples: int
+    """Validation samples that trials are judged on, drawn from all."""
+    samples_digest: str
+    float_value: float
+    """The float model's metric on them."""
+    chosen: int | None = None
+    """Number of the trial whose recipe ships, validated on all samples."""
+    worst_value: float | None = None
+    """The worst metric that the budget allows on the search's samples."""
+
+
 @dataclass(frozen=True)
 class TargetOutcome:
     """What became of one target: a bundle, or the reasons why not."""
@@ -117,6 +176,12 @@ class TargetOutcome:
     bundle_bytes: int | None = None
     artifact_entry: str | None = None
     threads: int = 1
+    validated_on: str = ""
+    """What ran the artifacts in place of the target's own device; empty: that device,
+    or a machine of its kind."""
+    unchecked: tuple[str, ...] = ()
+    """Limits of the budget that nothing on this machine could tell anything of."""
+    search: SearchOutcome | None = None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from calibration.sampler import coverage, draw
 from device_agent.contract import machine
 from device_agent.contract.tensors import Array
 from device_agent.runtimes import runtime
+from device_agent.runtimes.base import Session
 from targets.profile import Target, load_target
 
+from . import armv7
 from .backends import backend
 from .bundling.packing import Shipment, bundle_of
 from .cache import (
@@ -41,8 +43,9 @@ from .cache import (
 from .choice import allowed_drop
 from .errors import BackendError, MachineLacks
 from .evaluation.measure import Measurements, machine_name
-from .imported import Imported, graph_of
+from .model import Model
 from .outcome import BuildOutcome, Evaluation, TargetOutcome
+from .passing import Imported, graph_of
 from .progress import Progress
 from .recipes.data import RANDOM, Splits, load_splits, splits_identity
 from .recipes.feeds import Prepared, Preparer
@@ -50,6 +53,7 @@ from .recipes.recipe import Recipe, read_recipe
 from .recipes.sources import commit_of, source_digests
 from .report import report_html, report_json
 from .trial import Trial, Verdict
+from .tuning import Tuner, tuner_of
 from .workbench import PROXY_SAMPLES, Reference, Subject, Workbench, evaluate_split
 
 EMBEDDED_POOL = 2000
@@ -65,8 +69,16 @@ class Place:
     measurements: Measurements
 
 
+@dataclass(frozen=True)
+class Variation:
+    """A recipe that was made of the one in a file, and the command that makes it."""
+
+    recipe: Recipe
+    command: str
+
+
 class Build:
-    """One run of one recipe."""
+    """One run of one recipe: the one at ``path``, or a ``variation`` of it."""
 
     def __init__(
         self,
@@ -76,12 +88,14 @@ class Build:
         *,
         targets: Sequence[str] = (),
         trust_model_code: bool = False,
+        variation: Variation | None = None,
     ) -> None:
         self._path = path
         self._place = place
         self._progress = progress
         self._trust = trust_model_code
-        self.recipe: Recipe = read_recipe(path)
+        self._variation = variation
+        self.recipe: Recipe = variation.recipe if variation else read_recipe(path)
         names = tuple(targets) or self.recipe.targets
         self._targets = [load_target(name, self.recipe.folder) for name in names]
         self._sources = source_digests(self.recipe)
@@ -107,11 +121,13 @@ class Build:
         key = self._place.cache.key(
             "build",
             recipe=file_digest(self._path),
+            variation=self._variation,
             sources=self._sources,
             data=seen if splits is None else splits.digest,
             targets=self._targets,
             machine=machine_name(),
             commit=self._commit,
+            armv7=armv7.how(),
         )
         known = self._known(key)
         if known is not None:
@@ -119,18 +135,46 @@ class Build:
                 "nothing changed: bundles and report are as they were"
             )
             return known
-        outcome = self._build(splits or load_splits(self.recipe))
+        outcome = self.shipped(splits or load_splits(self.recipe))
+        write_reports(self.folder, outcome)
         self._remember(key, outcome)
         return outcome
 
-    def _build(self, splits: Splits) -> BuildOutcome:
+    def graph(self, splits: Splits) -> Imported:
+        """The model after the recipe's passes.
+
+        Raises:
+            ModelError: the model is refused.
+            PassError: a pass failed.
+        """
+        return graph_of(
+            self.recipe, self._place.cache, self._sources, splits.digest, self._trust,
+            self._progress,
+        )  # fmt: skip
+
+    def shipped(self, splits: Splits) -> BuildOutcome:
+        """Build every target and write the bundles, but no report."""
+        subject, reference, blank = self._begun(splits)
+        tuner = tuner_of(self.recipe, self._place.cache, self._sources, splits.digest)
+        outcomes = [
+            self._target(target, subject, reference, blank, tuner)
+            for target in self._targets
+        ]
+        return replace(blank, targets=tuple(outcomes))
+
+    def refused(self, splits: Splits, reasons: Sequence[str]) -> BuildOutcome:
+        """The outcome when every target is refused for these reasons."""
+        *_, blank = self._begun(splits)
+        outcomes = [self._refused(target, reasons) for target in self._targets]
+        return replace(blank, targets=tuple(outcomes))
+
+    def _begun(self, splits: Splits) -> tuple[Subject, Reference, BuildOutcome]:
+        """What targets are built from, and the outcome without any of them."""
         self._progress.stage("reading the model")
-        imported = graph_of(
-            self.recipe, self._place.cache, self._sources, splits.digest, self._trust
-        )
+        imported = self.graph(splits)
         self._progress.stage("preparing samples")
-        subject, calibration = self._subject(imported, splits.given(imported.model))
-        reference = self._reference(subject)
+        subject, calibration = self.subject(imported, splits.given(imported.model))
+        reference = self.reference(imported, subject)
         blank = BuildOutcome(
             name=self.recipe.model.name,
             version=self.recipe.model.version,
@@ -148,13 +192,7 @@ class Build:
             reproduce=self._commands(),
             warnings=_warnings(recipe=self.recipe),
         )
-        outcomes = [
-            self._target(target, subject, reference, blank) for target in self._targets
-        ]
-        outcome = replace(blank, targets=tuple(outcomes))
-        write_atomic(self.folder / "report.json", report_json(outcome))
-        write_atomic(self.folder / "report.html", report_html(outcome))
-        return outcome
+        return subject, reference, blank
 
     def _limits(self, reference: Reference) -> dict[str, Any]:
         """The budget as it is applied, the default for accuracy included."""
@@ -165,6 +203,8 @@ class Build:
 
     def _commands(self) -> tuple[str, ...]:
         """What makes this build again."""
+        if self._variation is not None:
+            return (self._variation.command,)
         command = f"edgeml build {self._path.name}"
         names = [target.name for target in self._targets]
         if names != list(self.recipe.targets):
@@ -173,9 +213,15 @@ class Build:
             command += " --trust-model-code"
         return (command,)
 
-    def _subject(
+    def subject(
         self, imported: Imported, splits: Splits
     ) -> tuple[Subject, dict[str, Any]]:
+        """What is compiled with its prepared samples, and facts on the calibration.
+
+        Raises:
+            InputError: samples do not fit the model.
+            DataError: a sample is in both splits.
+        """
         recipe = self.recipe
         check_disjoint(splits.calibration, splits.validation)
         preparer = Preparer(
@@ -232,12 +278,13 @@ class Build:
             }
         )
 
-    def _reference(self, subject: Subject) -> Reference:
-        """The float32 oracle's figures and outputs."""
+    def reference(self, imported: Imported, subject: Subject) -> Reference:
+        """The float32 oracle's figures, and the outputs of what is compiled."""
         cache = self._place.cache
-        self._progress.stage("float32 oracle on the validation samples")
-        key = cache.key("oracle", model=subject.model_digest, data=subject.data_digest)
-        raw = cache.bytes(key, lambda: self._run_oracle(subject))
+        key = cache.key(
+            "oracle", model=imported.reference_digest, data=subject.data_digest
+        )
+        raw = cache.bytes(key, lambda: self._run_oracle(imported, subject))
         line, _, blob = raw.partition(b"\n")
         evaluation = TypeAdapter(Evaluation).validate_json(line)
         metric = subject.metric.name
@@ -245,25 +292,58 @@ class Build:
             f"float32 oracle: {metric} {evaluation.metrics[metric]:.4f} "
             f"on {evaluation.samples} samples"
         )
-        return Reference(evaluation, *_unsaved(blob))
+        proxies = cache.bytes(
+            cache.key("proxies", model=subject.model_digest, data=subject.data_digest),
+            lambda: _saved(self._proxies(subject)),
+        )
+        return Reference(evaluation, _unsaved(blob), _unsaved(proxies))
 
-    def _run_oracle(self, subject: Subject) -> bytes:
-        path = self._place.cache.folder / "artifacts" / subject.model_digest
-        entry = path / "model.onnx"
-        place(entry, subject.model.payload.SerializeToString(deterministic=True))
-        target = load_target("reference")
-        session = runtime(target.runtime).load(entry, target.runtime_options)
+    def _run_oracle(self, imported: Imported, subject: Subject) -> bytes:
+        self._progress.stage("float32 oracle on the validation samples")
+        session = self._oracle(imported.reference, imported.reference_digest)
         try:
             evaluation, outputs = evaluate_split(subject, session, None, self._progress)
-            proxies = [
+        finally:
+            session.close()
+        head = TypeAdapter(Evaluation).dump_json(evaluation)
+        return head + b"\n" + _saved(outputs)
+
+    def _proxies(self, subject: Subject) -> dict[str, Array]:
+        """Outputs of the float model that is compiled, on calibration samples."""
+        session = self._oracle(subject.model, subject.model_digest)
+        try:
+            runs = [
                 session.predict(feed)
                 for feed in subject.calibration.feeds[:PROXY_SAMPLES]
             ]
         finally:
             session.close()
-        stacked = {name: np.stack([one[name] for one in proxies]) for name in outputs}
-        head = TypeAdapter(Evaluation).dump_json(evaluation)
-        return head + b"\n" + _saved(outputs, stacked)
+        return {name: np.stack([one[name] for one in runs]) for name in runs[0]}
+
+    def _oracle(self, model: Model, digest: str) -> Session:
+        entry = self._place.cache.folder / "artifacts" / digest / "model.onnx"
+        place(entry, model.payload.SerializeToString(deterministic=True))
+        target = load_target("reference")
+        return runtime(target.runtime).load(entry, target.runtime_options)
+
+    def bench(
+        self, target: Target, subject: Subject
+    ) -> tuple[Workbench | None, list[str]]:
+        """The workbench of a target, or the reasons why there is none."""
+        try:
+            maker = backend(target.runtime)
+        except MachineLacks as error:
+            return None, [str(error)]
+        refusals = maker.refusals(subject.model, target)
+        if not maker.host(target).validated_on:
+            refusals = [*host_refusals(target), *refusals]
+        if refusals:
+            return None, refusals
+        bench = Workbench(
+            subject, target, maker, self._place.cache, self._place.measurements,
+            self._progress,
+        )  # fmt: skip
+        return bench, []
 
     def _target(
         self,
@@ -271,19 +351,12 @@ class Build:
         subject: Subject,
         reference: Reference,
         blank: BuildOutcome,
+        tuner: Tuner | None,
     ) -> TargetOutcome:
-        try:
-            maker = backend(target.runtime)
-        except MachineLacks as error:
-            return self._refused(target, [str(error)])
-        refusals = [*host_refusals(target), *maker.refusals(subject.model, target)]
-        if refusals:
+        bench, refusals = self.bench(target, subject)
+        if bench is None:
             return self._refused(target, refusals)
-        bench = Workbench(
-            subject, target, maker, self._place.cache, self._place.measurements,
-            self._progress,
-        )  # fmt: skip
-        trial = Trial(bench, reference, self.recipe.budget, self.recipe.quantize)
+        trial = Trial(bench, reference, self.recipe.budget, self.recipe.quantize, tuner)
         try:
             verdict = trial.run()
         except BackendError as error:
@@ -349,6 +422,12 @@ class Build:
         self._place.cache.write(key, json.dumps(record).encode())
 
 
+def write_reports(folder: Path, outcome: BuildOutcome) -> None:
+    """``report.json`` and ``report.html`` of an outcome."""
+    write_atomic(folder / "report.json", report_json(outcome))
+    write_atomic(folder / "report.html", report_html(outcome))
+
+
 def _warnings(recipe: Recipe) -> tuple[str, ...]:
     if not recipe.data.validation.location.startswith(RANDOM):
         return ()
@@ -381,24 +460,15 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def _saved(*groups: dict[str, Array]) -> bytes:
+def _saved(arrays: dict[str, Array]) -> bytes:
     stream = io.BytesIO()
-    arrays = {
-        f"{place}.{name}": array
-        for place, group in enumerate(groups)
-        for name, array in group.items()
-    }
     np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
 
 
-def _unsaved(blob: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
-    groups: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+def _unsaved(blob: bytes) -> dict[str, Array]:
     with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-        for key in arrays.files:
-            place, _, name = key.partition(".")
-            groups[int(place)][name] = arrays[key]
-    return groups
+        return {name: arrays[name] for name in arrays.files}
 
 
 def failure(outcome: BuildOutcome) -> str | None:

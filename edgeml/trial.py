@@ -6,7 +6,8 @@
    people would use instead: by construction we ship nothing worse than those.
 3. Accuracy, flips and slices on validation samples; latency and memory only for what
    could still ship, and for what the report compares with.
-4. When no quantized candidate holds the accuracy limits, the layers that add most
+4. When the recipe has a pass ``qat``, the most accurate int8 candidate is trained.
+5. When no quantized candidate holds the accuracy limits, the layers that add most
    error go back to float, one group at a time, until it holds or is not worth it.
 """
 
@@ -14,11 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .candidate import Artifact, QuantizeOptions, Spec
-from .choice import choose, float_fits, gate, is_slower, mark_slower, score
-from .errors import BackendError
+from .choice import (
+    OF_DEVICE,
+    choose,
+    float_fits,
+    gate,
+    is_slower,
+    mark_slower,
+    score,
+)
+from .errors import BackendError, ModelError, PassError
+from .model import Model
 from .outcome import Candidate, TargetOutcome
 from .recipes.recipe import Budget
-from .workbench import Reference, Workbench
+from .tuning import Tuner
+from .workbench import Reference, Workbench, described
 
 FINALISTS = 2
 """Of each kind of arithmetic so many go on after the proxy, besides the defaults."""
@@ -59,12 +70,18 @@ class Trial:
         reference: Reference,
         budget: Budget,
         options: QuantizeOptions,
+        tuner: Tuner | None = None,
     ) -> None:
         self._bench = bench
         self._reference = reference
         self._budget = budget
         self._options = options
+        self._tuner = tuner
         self._float: Artifact | None = None
+        unseen = () if bench.host.timed else OF_DEVICE
+        self._unchecked = tuple(
+            limit for limit in unseen if getattr(budget, limit) is not None
+        )
 
     def run(self) -> Verdict:
         """Try everything; choose."""
@@ -74,6 +91,7 @@ class Trial:
         others = [spec for spec in specs if spec.quantizer is not None]
         tried = [self._judge(self._made(spec)) for spec in floats]
         tried += self._quantized(others)
+        tried += self._tuned(tried)
         if self._may_mix() and not self._holds_accuracy(tried):
             tried += self._rescue(tried)
         return self._verdict(tried)
@@ -91,10 +109,7 @@ class Trial:
             return Tried(spec, replace(blank, status="failed", reason=str(error)))
         if spec.precision == "fp32":
             self._float = artifact
-        candidate = replace(
-            blank, artifact_sha256=artifact.digest, size_bytes=artifact.size_bytes
-        )
-        return Tried(spec, candidate, artifact)
+        return Tried(spec, described(blank, artifact), artifact)
 
     def _quantized(self, specs: Sequence[Spec]) -> list[Tried]:
         made = [self._proxied(self._made(spec)) for spec in specs]
@@ -129,23 +144,34 @@ class Trial:
             candidate = replace(
                 tried.candidate,
                 evaluation=bench.evaluate(artifact, self._reference),
-                latency=bench.latency(artifact, self._float),
-                coverage=bench.coverage(artifact),
                 layer_errors=()
-                if tried.spec.quantizer is None
+                if tried.spec.quantizer in (None, "qat")  # trained: not comparable
                 else bench.layer_errors(artifact),
             )
-            memory, load_ms = bench.memory(artifact)
+            if bench.host.timed:
+                candidate = self._measured(candidate, artifact, self._float)
         except BackendError as error:
             if tried.spec.precision == "fp32":
                 raise  # without it nothing can be compared
             return _failed(tried, str(error))
-        candidate = replace(candidate, peak_memory_bytes=memory, load_ms=load_ms)
         candidate = self._gated(candidate)
         self._tell(candidate)
         if candidate.status == "fits" and not tried.spec.ships:
             candidate = replace(candidate, status="skipped", reason=NOT_SHIPPED)
         return replace(tried, candidate=candidate)
+
+    def _measured(
+        self, candidate: Candidate, artifact: Artifact, floating: Artifact
+    ) -> Candidate:
+        """With what only the target's device, or one of its kind, can tell."""
+        memory, load_ms = self._bench.memory(artifact)
+        return replace(
+            candidate,
+            latency=self._bench.latency(artifact, floating),
+            coverage=self._bench.coverage(artifact),
+            peak_memory_bytes=memory,
+            load_ms=load_ms,
+        )
 
     def _gated(self, candidate: Candidate) -> Candidate:
         misses = gate(
@@ -153,12 +179,67 @@ class Trial:
             self._reference.evaluation,
             self._budget,
             self._bench.subject.metric,
+            self._unchecked,
         )
         return replace(
             candidate,
             misses=misses,
             status="missed" if misses else "fits",
             reason="; ".join(miss.text for miss in misses),
+        )
+
+    def _tuned(self, tried: Sequence[Tried]) -> list[Tried]:
+        """QAT of the most accurate int8 candidate that can be trained.
+
+        That there is none, or that the training failed, is a failed candidate.
+        """
+        if self._tuner is None:
+            return []
+        bench, spec = self._bench, Spec("int8 qat", "int8", "qat")
+        try:
+            base, graph = self._trainable(self._tuner, tried)
+            short = base.spec.name.removeprefix("int8 ")
+            name, given = f"int8 qat (from {short})", {"from": base.spec.name}
+            spec = replace(spec, name=name, parameters=given, keep=base.spec.keep)
+            bench.progress.stage(f"{bench.target.name}: training {spec.name}")
+            trained = self._tuner.tuned(graph, bench.progress)
+            facts = {**given, **trained.lineage[-1].parameters}
+            spec = replace(spec, parameters=facts)
+            artifact = bench.retrained(trained, spec)
+        except (BackendError, ModelError, PassError) as error:
+            self._say(spec.name, f"failed: {error}")
+            return [_failed(Tried(spec, bench.blank(spec)), str(error))]
+        candidate = described(bench.blank(spec), artifact)
+        return [self._judge(self._proxied(Tried(spec, candidate, artifact)))]
+
+    def _trainable(self, tuner: Tuner, tried: Sequence[Tried]) -> tuple[Tried, Model]:
+        """The base, and its quantized graph.
+
+        Raises:
+            BackendError: no candidate has one in the wanted scheme.
+        """
+        judged = [
+            one
+            for one in tried
+            if one.spec.precision == "int8"
+            and one.spec.ships
+            and one.candidate.evaluation is not None
+        ]
+        judged.sort(key=lambda one: -score(one.candidate, self._bench.subject.metric))
+        why = ""
+        for one in judged:
+            assert one.artifact is not None, "what was judged was made"
+            try:
+                graph = self._bench.trainable(one.spec, one.artifact)
+            except BackendError as error:
+                why = f"; {one.spec.name}: {error}"
+                continue
+            if graph is not None and tuner.takes(graph):
+                return one, graph
+        scheme = tuner.parameters["scheme"]
+        raise BackendError(
+            f"qat begins from an int8 candidate with a quantized ONNX graph (scheme "
+            f"{scheme}); {self._bench.target.name} has none{why}"
         )
 
     def _may_mix(self) -> bool:
@@ -213,7 +294,7 @@ class Trial:
     def _verdict(self, tried: Sequence[Tried]) -> Verdict:
         bench = self._bench
         candidates = mark_slower([one.candidate for one in tried])
-        chosen, why = choose(candidates, bench.subject.metric)
+        chosen, why = choose(candidates, bench.subject.metric, bench.target.preference)
         if chosen is not None:
             candidates = [
                 replace(one, status="chosen") if one.name == chosen.name else one
@@ -231,16 +312,19 @@ class Trial:
             choice_reason=why,
             artifact_entry=artifact.entry if artifact else None,
             threads=bench.target.threads,
+            validated_on=bench.host.validated_on,
+            unchecked=self._unchecked,
         )
         return Verdict(outcome, artifact)
 
     def _tell(self, one: Candidate) -> None:
         metric = self._bench.subject.metric.name
-        assert one.evaluation is not None and one.latency is not None
+        assert one.evaluation is not None, "what is told was judged"
+        took = f"{one.latency.p50_ms:.3g} ms, " if one.latency else ""
         self._say(
             one.name,
-            f"{metric} {one.evaluation.metrics[metric]:.4f}, "
-            f"{one.latency.p50_ms:.3g} ms, {one.size_bytes / 1024:.0f} KiB"
+            f"{metric} {one.evaluation.metrics[metric]:.4f}, {took}"
+            f"{one.size_bytes / 1024:.0f} KiB"
             + "".join(f", misses {miss.limit}" for miss in one.misses),
         )
 
@@ -264,7 +348,7 @@ def _finalists(made: Sequence[Tried], best: float) -> list[Tried]:
     kinds: dict[str, list[Tried]] = {}
     for one in made:
         if one.artifact is not None:
-            kinds.setdefault(_arithmetic(one.spec), []).append(one)
+            kinds.setdefault(arithmetic(one.spec), []).append(one)
     ranked = [sorted(kind, key=lambda one: -_ratio(one)) for kind in kinds.values()]
     hopeful = [
         one
@@ -275,8 +359,10 @@ def _finalists(made: Sequence[Tried], best: float) -> list[Tried]:
     return hopeful + [one for one in made if one.artifact and _is_default(one.spec)]
 
 
-def _arithmetic(spec: Spec) -> str:
-    words = ("activation", "weight", "reduce_range", "overflow_safe", "operators")
+def arithmetic(spec: Spec) -> str:
+    """What a candidate's speed depends on, its network aside."""
+    words = ("activation", "weight", "reduce_range", "overflow_safe", "operators",
+             "constant_only", "level")  # fmt: skip
     found = [spec.parameters.get(word) for word in words]
     return repr([spec.precision, spec.quantizer, *found])
 

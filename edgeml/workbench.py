@@ -19,12 +19,13 @@ from device_agent.runtimes import runtime
 from device_agent.runtimes.base import Coverage, Session
 from targets.profile import Target
 
-from .backends.base import Backend
+from .backends.base import Backend, Host
 from .cache import Cache, place
 from .candidate import Artifact, LayerError, Spec
 from .errors import BackendError, InputError
 from .evaluation.evaluate import evaluate
 from .evaluation.measure import Measurements, latency, peak_memory
+from .graphs.preparation import from_bytes, to_bytes
 from .model import Model
 from .outcome import Candidate, Evaluation, Latency
 from .progress import Progress
@@ -39,7 +40,12 @@ LATENCY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Reference:
-    """The float32 oracle on the validation and the calibration samples."""
+    """What candidates are compared with.
+
+    ``evaluation`` and ``outputs`` are of the float32 oracle on the validation samples:
+    the model before anything made it smaller. ``proxy_outputs`` are of the float model
+    that is compiled, on calibration samples.
+    """
 
     evaluation: Evaluation
     outputs: Mapping[str, Array]
@@ -79,6 +85,8 @@ class Workbench:
         self.progress = progress
         self._cache = cache
         self._measurements = measurements
+        self.host: Host = backend.host(target)
+        """What runs the artifacts here."""
         self._runtime = runtime(target.runtime)
 
     def make(self, spec: Spec) -> Artifact:
@@ -94,6 +102,7 @@ class Workbench:
             spec=spec,
             calibration=self.subject.calibration.digest,
             steps=self.subject.data_digest,
+            host=self.host,
         )
         return unpacked(
             self._cache.bytes(
@@ -109,6 +118,38 @@ class Workbench:
             )
         )
 
+    def trainable(self, spec: Spec, artifact: Artifact) -> Model | None:
+        """The quantized graph behind a candidate, for QAT; None: there is none.
+
+        Raises:
+            BackendError: the tool that makes it failed.
+        """
+        subject = self.subject
+        key = self._cache.key(
+            "trainable", model=subject.model_digest, target=self.target, spec=spec,
+            artifact=artifact.digest, calibration=subject.calibration.digest,
+            steps=subject.data_digest,
+        )  # fmt: skip
+
+        def made() -> bytes:
+            proto = self.backend.trainable(
+                subject.model, self.target, spec, artifact, subject.calibration.feeds
+            )
+            return b"" if proto is None else to_bytes(proto)
+
+        written = self._cache.bytes(key, made)
+        if not written:
+            return None
+        return replace(subject.model, payload=from_bytes(written), origin=None)
+
+    def retrained(self, model: Model, spec: Spec) -> Artifact:
+        """The artifact of such a graph after QAT.
+
+        Raises:
+            BackendError: the runtime does not load it.
+        """
+        return self.backend.retrained(model, self.target, spec)
+
     def options(self, artifact: Artifact) -> dict[str, Option]:
         """Runtime options: the target's, overridden by the artifact's own."""
         return {
@@ -116,6 +157,10 @@ class Workbench:
             **self.target.runtime_options,
             **artifact.options,
         }
+
+    def _here(self, artifact: Artifact) -> dict[str, Option]:
+        """Those options as this machine can run it."""
+        return self.backend.host_options(self.target, self.options(artifact))
 
     @property
     def runtime_version(self) -> str:
@@ -130,20 +175,20 @@ class Workbench:
         return folder / artifact.entry
 
     def open(self, artifact: Artifact) -> Session:
-        """The artifact in its runtime, with the target's options.
+        """The artifact in its runtime, with the target's options as they go here.
 
         Raises:
             BackendError: the runtime refuses what the backend made.
         """
         try:
-            return self._runtime.load(self.path(artifact), self.options(artifact))
+            return self._runtime.load(self.path(artifact), self._here(artifact))
         except DeviceError as error:
             raise BackendError(f"{self.target.runtime} refuses it: {error}") from error
 
     def proxy_db(self, artifact: Artifact, reference: Reference) -> float:
         """Signal to noise ratio of the outputs on calibration samples, in dB."""
         key = self._cache.key(
-            "proxy", artifact=artifact.digest, options=self.options(artifact),
+            "proxy", artifact=artifact.digest, options=self._here(artifact),
             calibration=self.subject.calibration.digest,
             steps=self.subject.data_digest,
         )  # fmt: skip
@@ -173,7 +218,7 @@ class Workbench:
     def evaluate(self, artifact: Artifact, reference: Reference) -> Evaluation:
         """The artifact on the validation samples, against the float model."""
         key = self._cache.key(
-            "evaluate", artifact=artifact.digest, options=self.options(artifact),
+            "evaluate", artifact=artifact.digest, options=self._here(artifact),
             model=self.subject.model_digest,
             validation=self.subject.validation.digest,
             steps=self.subject.data_digest,
@@ -218,7 +263,7 @@ class Workbench:
 
         def measure() -> tuple[int, float]:
             return peak_memory(
-                self.path(artifact), self.target.runtime, self.options(artifact),
+                self.path(artifact), self.target.runtime, self._here(artifact),
                 self.subject.validation.feeds[:MEMORY_SAMPLES],
             )  # fmt: skip
 
@@ -227,12 +272,12 @@ class Workbench:
     def coverage(self, artifact: Artifact) -> Coverage:
         """Which operators the target's device runs itself."""
         key = self._cache.key(
-            "coverage", artifact=artifact.digest, options=self.options(artifact)
+            "coverage", artifact=artifact.digest, options=self._here(artifact)
         )
         return self._cache.record(
             Coverage,
             key,
-            lambda: self._runtime.coverage(self.path(artifact), self.options(artifact)),
+            lambda: self._runtime.coverage(self.path(artifact), self._here(artifact)),
         )
 
     def layer_errors(self, artifact: Artifact) -> tuple[LayerError, ...]:
@@ -267,7 +312,7 @@ class Workbench:
             "artifact": artifact.digest,
             "runtime": self.target.runtime,
             "runtime_version": self._runtime.version(),
-            "options": self.options(artifact),
+            "options": self._here(artifact),
             "samples": self.subject.validation.digest,
             "steps": self.subject.data_digest,
         }

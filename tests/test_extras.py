@@ -5,6 +5,7 @@ Needs the package index, and some minutes: ``scripts/test slow``.
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,12 +17,12 @@ from urllib.request import urlopen
 import bundles
 import numpy as np
 import pytest
-
-from .edgeml.malformed import projects
+from malformed import projects
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNTIMES = "device_agent.runtimes."
 PACKAGES = ("edgeml", "device_agent", "targets", "calibration")
 TORCH = ("torch", "torchao", "neural_compressor")
 HOST = (*TORCH, "onnx", "nncf", "typer", "jinja2", "pyarrow", "sympy")
@@ -139,8 +140,9 @@ ANSWER = np.maximum(np.arange(1, 5, dtype=np.float32) @ bundles.WEIGHT, 0)
 
 def test_agent(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "agent")
-    made.lacks(*HOST, *OTHER, "openvino")
-    made.imports(*modules(source, "device_agent", "device_agent.runtimes.openvino"))
+    made.lacks(*HOST, *OTHER, "openvino", "ai_edge_litert")
+    others = (f"{RUNTIMES}openvino", f"{RUNTIMES}litert")
+    made.imports(*modules(source, "device_agent", *others))
     bundle = tmp_path / "it.edgeml"
     bundle.write_bytes(bundles.bundle())
     done = made.run("edgeml-agent", "check", bundle, cwd=tmp_path)
@@ -160,8 +162,9 @@ def test_agent(source: Path, tmp_path: Path) -> None:
 
 def test_agent_openvino(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "agent-openvino")
-    made.lacks(*HOST, *OTHER, "onnxruntime")
-    made.imports(*modules(source, "device_agent", "device_agent.runtimes.onnxruntime"))
+    made.lacks(*HOST, *OTHER, "onnxruntime", "ai_edge_litert")
+    others = (f"{RUNTIMES}onnxruntime", f"{RUNTIMES}litert")
+    made.imports(*modules(source, "device_agent", *others))
     recipe = projects.sound(tmp_path)
     recipe.write_text(projects.RECIPE.replace("cpu-x86_64", "openvino-cpu"))
     subprocess.run(
@@ -174,10 +177,37 @@ def test_agent_openvino(source: Path, tmp_path: Path) -> None:
     assert report["ok"] and report["runtime"] == "openvino"
 
 
+def test_agent_litert(source: Path, tmp_path: Path) -> None:
+    """A Pi's bundle, for a Pi of this machine's architecture."""
+    made = installed(source, tmp_path / "venv", "agent-litert")
+    made.lacks(*HOST, *OTHER, "onnxruntime", "openvino")
+    others = (f"{RUNTIMES}onnxruntime", f"{RUNTIMES}openvino")
+    made.imports(*modules(source, "device_agent", *others))
+    recipe = projects.sound(tmp_path)
+    recipe.write_text(projects.RECIPE.replace("cpu-x86_64", "here.toml"))
+    profile = (ROOT / "targets" / "rpi4.toml").read_text()
+    profile = profile.replace('"aarch64"', f'"{platform.machine()}"')
+    (tmp_path / "here.toml").write_text(profile.replace('isa = ["asimd"]', "isa = []"))
+    subprocess.run(
+        [sys.executable, "-m", "edgeml", "build", str(recipe), "--quiet",
+         "--out", str(tmp_path / "build")],
+        check=True, cwd=ROOT,
+    )  # fmt: skip
+    bundle = tmp_path / "build" / "linear-1.0.0" / "here.edgeml"
+    report = checked(made, source, tmp_path, bundle)
+    assert report["ok"] and report["runtime"] == "litert"
+    found = served(made, tmp_path, bundle)
+    assert len(found["output"]["data"]) == found["output"]["shape"][1]
+
+
 def test_build(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "build")
-    made.lacks(*TORCH, "tensorflow")
-    made.imports(*modules(source, "edgeml"), *modules(source, "device_agent"))
+    made.lacks(*TORCH, "tensorflow", "ai_edge_litert")
+    made.imports(
+        *modules(source, "edgeml", "edgeml.backends.litert"),
+        *modules(source, "device_agent/contract"),
+        *modules(source, "device_agent/runtimes", f"{RUNTIMES}litert"),
+    )
     recipe = projects.sound(tmp_path)
     recipe.write_text(
         projects.RECIPE.replace('"cpu-x86_64"', '"cpu-x86_64", "openvino-cpu"')
@@ -198,6 +228,17 @@ def test_build(source: Path, tmp_path: Path) -> None:
         assert tried[name]["status"] != "failed", tried[name]["reason"]
     done = made.run("edgeml", "targets", "rpi4", cwd=tmp_path)
     assert "Cortex-A72" in done.stdout, "the profiles are part of the package"
+
+
+def test_search(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "search")
+    made.lacks(*TORCH, "tensorflow")
+    recipe = projects.sound(tmp_path)
+    done = made.run("edgeml", "search", recipe, "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    built = tmp_path / "build" / "linear-1.0.0"
+    report = json.loads((built / "report.json").read_text())
+    assert report["targets"][0]["search"]["trials"]
 
 
 def test_build_names_what_a_torch_model_needs(source: Path, tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 
 from ..outcome import BuildOutcome, Candidate, Evaluation, TargetOutcome
 from ..report.sections import budget_rows, certainty, view
-from ..report.words import markdown, milliseconds, percent, size, value_of
+from ..report.words import (
+    markdown,
+    milliseconds,
+    percent,
+    size,
+    validated,
+    value_of,
+)
 
 
 def card_markdown(build: BuildOutcome, target: TargetOutcome) -> str:
@@ -54,6 +61,8 @@ def _lines(
     if chosen.latency is not None:
         machine = markdown(chosen.latency.machine)
         yield f"Latency on {machine}, {target.threads} thread(s)."
+    if target.validated_on:
+        yield f"It was {markdown(validated(target))}."
     certain = certainty(view(build, target))
     if certain:
         yield markdown(certain)

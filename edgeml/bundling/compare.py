@@ -137,6 +137,8 @@ def _accuracy(report: DiffReport, old: Score, manifest: Manifest) -> DiffReport:
 
 def _latency(report: DiffReport, old: Manifest, new: Manifest) -> DiffReport:
     a, b = old.metrics.latency, new.metrics.latency
+    if a is None or b is None:
+        return report
     if (a.machine, a.threads) != (b.machine, b.threads):
         return report
     where = f"{a.machine}, {a.threads} threads"

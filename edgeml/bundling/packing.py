@@ -92,7 +92,7 @@ def _manifest(
         compatible=target.compatible,
         runtime=RuntimeSpec(
             name=target.runtime,
-            min_version=_minor(bench.runtime_version),
+            min_version=bench.backend.oldest(target) or _minor(bench.runtime_version),
             options=bench.options(ship.artifact),
         ),
         artifact=f"artifact/{ship.artifact.entry}",
@@ -190,7 +190,7 @@ def _limits(ship: Shipment, target: Target) -> Limits:
 
 def _metrics(ship: Shipment) -> Metrics:
     evaluation, latency = ship.candidate.evaluation, ship.candidate.latency
-    assert evaluation is not None and latency is not None, "what ships was measured"
+    assert evaluation is not None, "what ships was judged"
     name = ship.recipe.metric.name
     return Metrics(
         accuracy=Score(
@@ -210,12 +210,14 @@ def _metrics(ship: Shipment) -> Metrics:
             p99_ms=latency.p99_ms,
             threads=latency.threads,
             machine=latency.machine,
-        ),
+        )
+        if latency is not None
+        else None,
     )
 
 
 def _calibration(ship: Shipment) -> CalibrationSet | None:
-    if ship.candidate.precision in {"fp32", "fp16"}:
+    if ship.candidate.precision in {"fp32", "fp16", "int4"}:
         return None
     drawn = ship.build.calibration
     return CalibrationSet(

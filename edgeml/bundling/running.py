@@ -1,7 +1,7 @@
 """Runs bundles and model files on this machine, each in a limited process of its own.
 
-A ``.tflite`` is run by OpenVINO, which reads it: that says whether the file is sound
-and about how much work it is, not how fast LiteRT would be on a device.
+Figures are of this machine: a ``.tflite`` answers the same on an ARM device, at another
+speed.
 """
 
 import tempfile
@@ -16,6 +16,7 @@ from device_agent.contract.bundle import SUFFIX, Bundle, unpack
 from device_agent.contract.errors import ArtifactError, BundleError, MachineError
 from device_agent.contract.golden import read_golden
 from device_agent.contract.tensors import Feeds, TensorSpec
+from device_agent.runtimes.base import placed
 from device_agent.runtimes.probe import ProbeRequest, ProbeResult, probe
 
 from ..errors import InputError, MachineLacks
@@ -23,7 +24,7 @@ from .bundle import opened
 from .facts import Facts, inspect
 
 RUNS_MAX = 100_000
-RUNTIMES = {".onnx": "onnxruntime", ".tflite": "openvino"}
+RUNTIMES = {".onnx": "onnxruntime", ".tflite": "litert"}
 """What runs a model file that is not in a bundle."""
 
 
@@ -82,16 +83,7 @@ def _loose(path: Path, options: Mapping[str, Any], seconds: float) -> ProbeResul
         path, RUNTIMES[path.suffix.lower()], options, [_zeros(facts["inputs"])],
         seconds=seconds, runs=RUNS_MAX if seconds else 1,
     )  # fmt: skip
-    try:
-        return _probed(request)
-    except InputError as error:
-        if request.runtime == RUNTIMES[".onnx"]:
-            raise
-        # The reader saw nothing wrong, so it is the stand-in that cannot do it.
-        raise MachineLacks(
-            f"{path.name}: OpenVINO stands in for LiteRT here and cannot run it "
-            f"({error}); it takes a LiteRT runtime, which this version does not have"
-        ) from error
+    return _probed(request)
 
 
 def golden_inputs(bundle: Bundle) -> list[Feeds]:
@@ -142,6 +134,10 @@ def run_bundle(
         InputError: the runtime refuses it.
         MachineLacks: the runtime is not here.
     """
+    try:
+        options = placed(options, None)
+    except ArtifactError as error:
+        raise InputError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         unpack(bundle, Path(folder, "bundle"))
         return _probed(

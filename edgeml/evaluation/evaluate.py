@@ -152,6 +152,30 @@ def evaluate(
     return evaluation, outputs
 
 
+def score_of(
+    outputs: Mapping[str, Array],
+    labels: Array | None,
+    metric: MetricOptions,
+    folder: Path,
+    reference: Mapping[str, Array] | None = None,
+) -> float:
+    """The recipe's metric of stacked outputs, ``[N, …]`` each; higher is better.
+
+    Raises:
+        InputError: outputs, labels and metric do not fit.
+    """
+    before = outputs if reference is None else reference
+    name = _judged_output(metric, outputs, before)
+    kind = kind_of(before[name])
+    task = _task(metric, labels, before[name], kind)
+    if task == "regression":
+        kind = "values" if squeezed(before[name]).ndim == 1 else "tensor"
+    ids = [str(place) for place in range(len(outputs[name]))]
+    truths = _labels(labels, task, before[name], kind, ids)
+    value = _Judged(outputs, before, truths, name, kind, folder).metric(metric.name)
+    return value if metric.better == "higher" else -value
+
+
 def _run(
     session: Session,
     feeds: Sequence[Feeds],

@@ -11,7 +11,13 @@ from ..errors import MachineLacks, RecipeError
 from ..model import Level
 from .base import Pass
 
-PASSES = {"export": "edgeml.passes.export:Export"}
+PASSES = {
+    "train": "edgeml.passes.train:Train",
+    "prune": "edgeml.passes.prune:Prune",
+    "distill": "edgeml.passes.distill:Distill",
+    "qat": "edgeml.passes.qat:Qat",
+    "export": "edgeml.passes.export:Export",
+}
 
 
 def load_pass(verb: str, parameters: Mapping[str, Any] | None = None) -> Pass:

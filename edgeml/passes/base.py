@@ -10,22 +10,47 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 from device_agent.contract.tensors import Feeds
 
 from ..errors import MachineLacks, PassError, RecipeError
 from ..model import Level, Model
+from ..recipes.keys import Place
+from ..recipes.verbs import VERBS
+from ..training.task import Task
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may use besides the model: real samples and the seed."""
+    """What a pass may use besides the model: real samples, the seed, a task.
+
+    ``source`` is the model before anything made it smaller: what distillation learns
+    from, and what the accuracy is compared with. ``factory`` makes the module of
+    another ``module:factory`` of the recipe's folder, with its weights file or "".
+    """
 
     feeds: tuple[Feeds, ...] = ()
     seed: int = 0
+    task: Task | None = None
+    source: Model | None = None
+    factory: Callable[[str, str], Model] | None = None
+
+    def trained_on(self) -> Task:
+        """The task of a pass that trains.
+
+        Raises:
+            PassError: the recipe names no training samples.
+        """
+        if self.task is None:
+            raise PassError(
+                "it trains, and there are no training samples; name them in the "
+                "recipe ([data] train), or set epochs = 0"
+            )
+        return self.task
 
 
 class Pass(ABC):
@@ -34,23 +59,18 @@ class Pass(ABC):
     verb: ClassVar[str]
     takes: ClassVar[Level]
     gives: ClassVar[Level]
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    """Every parameter that the pass knows, with its default."""
+    lossy: ClassVar[bool] = False
+    """Whether the result is compared with the model before it (prune, distill)."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        unknown = sorted(parameters.keys() - self.defaults.keys())
-        if unknown:
+        place = Place(Path(), [])
+        read = VERBS[self.verb].read(dict(parameters), place)
+        if place.mistakes:
             raise RecipeError(
-                f"pass {self.verb!r} has no parameter {', '.join(unknown)}; "
-                f"it knows {', '.join(sorted(self.defaults)) or 'none'}"
+                f"pass {self.verb!r}: "
+                + "; ".join(f"{one.key}: {one.text}" for one in place.mistakes)
             )
-        for name, value in parameters.items():
-            if not _like(value, self.defaults[name]):
-                raise RecipeError(
-                    f"pass {self.verb!r}: {name} = {value!r}; expected a value like "
-                    f"{self.defaults[name]!r}"
-                )
-        self.parameters: dict[str, Any] = {**self.defaults, **parameters}
+        self.parameters: dict[str, Any] = read
 
     @final
     def __call__(self, model: Model, context: Context | None = None) -> Model:
@@ -103,12 +123,6 @@ class Pass(ABC):
             step.verb for step in steps
         ] != [self.verb]:
             raise PassError("it did not add exactly its own step to the lineage")
-
-
-def _like(value: Any, default: Any) -> bool:
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
 
 
 def digest(model: Model) -> str:

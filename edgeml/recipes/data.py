@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass, replace
 
-from calibration.dataset import Dataset, identity, load
+from calibration.dataset import Dataset, DataSource, identity, load
 
 from ..cache import digest_of
 from ..model import Model
 from .recipe import Recipe
+from .verbs import trains
 
 RANDOM = "random:"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Calibration pool and validation samples.
+    """Calibration pool, validation and training samples.
 
     A split that is declared as ``random:N`` has no samples before the model is known.
     """
@@ -23,6 +24,8 @@ class Splits:
     digest: str
     random: dict[str, tuple[int, int]]
     """Split → how many random samples, from which seed."""
+    train: Dataset | None = None
+    """Only where the recipe has a pass that trains."""
 
     def given(self, model: Model) -> "Splits":
         """The splits with random samples made for this model's inputs."""
@@ -48,12 +51,7 @@ def load_splits(recipe: Recipe) -> Splits:
     """
     random: dict[str, tuple[int, int]] = {}
     read: dict[str, Dataset] = {}
-    for place, (name, source) in enumerate(
-        [
-            ("calibration", recipe.data.calibration),
-            ("validation", recipe.data.validation),
-        ]
-    ):
+    for place, (name, source) in enumerate(_sources(recipe)):
         if source.location.startswith(RANDOM):
             random[name] = (
                 int(source.location.removeprefix(RANDOM)),
@@ -63,7 +61,19 @@ def load_splits(recipe: Recipe) -> Splits:
         else:
             read[name] = load(source, recipe.folder)
     digest = digest_of({name: split.digest for name, split in read.items()})
-    return Splits(read["calibration"], read["validation"], digest, random)
+    return Splits(
+        read["calibration"], read["validation"], digest, random, read.get("train")
+    )
+
+
+def _sources(recipe: Recipe) -> list[tuple[str, DataSource]]:
+    data = recipe.data
+    found = [("calibration", data.calibration), ("validation", data.validation)]
+    if data.train is not None and any(
+        trains(one.verb, one.parameters) for one in recipe.passes
+    ):
+        found.append(("train", data.train))
+    return found
 
 
 def splits_identity(recipe: Recipe) -> str | None:
@@ -76,6 +86,6 @@ def splits_identity(recipe: Recipe) -> str | None:
         source.location
         if source.location.startswith(RANDOM)
         else identity(source, recipe.folder)
-        for source in (recipe.data.calibration, recipe.data.validation)
+        for _, source in _sources(recipe)
     ]
     return None if None in found else digest_of(found)

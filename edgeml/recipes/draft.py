@@ -21,7 +21,8 @@ from device_agent.contract.tensors import Array, TensorSpec
 from ..errors import InputError, ModelError, UsageError
 from ..model import Model
 from .keys import Table
-from .schema import CODE, RECIPE
+from .schema import RECIPE
+from .verbs import CODE
 
 SAMPLES = 100
 CHANNELS = (1, 3, 4)

@@ -186,8 +186,14 @@ def word(words: Sequence[str], *, otherwise: Check | None = None) -> Check:
     return Check(kind, read)
 
 
-def many(check: Check | Table, *, least: int = 0, kind: str | None = None) -> Check:
-    """A list of different items; read as a tuple."""
+def many(
+    check: Check | Table,
+    *,
+    least: int = 0,
+    kind: str | None = None,
+    distinct: bool = True,
+) -> Check:
+    """A list of items, of different ones if not tables; read as a tuple."""
     kind = kind or f"list of {check.kind}"
 
     def read(value: Any, place: Place) -> Any:
@@ -196,7 +202,7 @@ def many(check: Check | Table, *, least: int = 0, kind: str | None = None) -> Ch
             place.wrong(f"expected a {kind}{size}, got {show(value)}")
             return ()
         for index, item in enumerate(value):
-            if not isinstance(check, Table) and item in value[:index]:
+            if distinct and not isinstance(check, Table) and item in value[:index]:
                 place.at(index).wrong(f"{show(item)} is there twice")
         return tuple(
             check.read(item, place.at(index)) for index, item in enumerate(value)

@@ -17,6 +17,7 @@ from ..errors import RecipeError
 from .keys import Mistake, Place
 from .lines import KeyPath, key_lines
 from .schema import ERRORS, LABELLED, METRICS, RANDOM, RECIPE
+from .verbs import trains
 
 RECIPE_BYTES_MAX = 256 << 10
 
@@ -81,6 +82,25 @@ class PassOptions:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """The ``[search]`` table: how long to look, and among what.
+
+    An empty tuple stands for what the recipe gives reason to try
+    (:mod:`edgeml.search.space`).
+    """
+
+    trials: int = 30
+    minutes: float = 0.0
+    """Of trials, over all runs of the same search; 0: no limit."""
+    prune: tuple[float, ...] = ()
+    distill: tuple[bool, ...] = ()
+    precisions: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    samples: tuple[int, ...] = ()
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole recipe; ``folder`` is what its relative paths are relative to."""
 
@@ -97,6 +117,8 @@ class Recipe:
     labels: tuple[str, ...] = ()
     passes: tuple[PassOptions, ...] = ()
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    search: SearchOptions | None = None
+    """None: the recipe has no such table."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -188,6 +210,7 @@ def _recipe(folder: Path, found: dict[str, Any]) -> Recipe:
             for options in map(dict, found["pass"])
         ),
         quantize=QuantizeOptions(**found["quantize"]),
+        search=found["search"] and SearchOptions(**found["search"]),
     )
 
 
@@ -248,8 +271,30 @@ def _contradictions(recipe: Recipe, found: dict[str, Any]) -> Iterator[Mistake]:
             ("budget", "max_slice_drop"),
             "there are no slices to hold it; expected metric.slices",
         )
+    for index, one in enumerate(recipe.passes):
+        if trains(one.verb, one.parameters) and data.train is None:
+            yield Mistake(
+                ("pass", index, "verb"),
+                f"{one.verb} trains, and there is no [data] train; expected training "
+                "samples, or epochs = 0",
+            )
+    yield from _untrainable(recipe)
     if model.weights is not None and ":" not in model.source:
         yield Mistake(
             ("model", "weights"),
             f"go with a module:factory; {model.source!r} has its own weights",
         )
+
+
+def _untrainable(recipe: Recipe) -> Iterator[Mistake]:
+    """What a search would train without samples for it."""
+    search = recipe.search
+    if search is None or recipe.data.train is not None:
+        return
+    for key, wanted in (("prune", any(search.prune)), ("distill", any(search.distill))):
+        if wanted:
+            yield Mistake(
+                ("search", key),
+                f"to {key} is to train, and there is no [data] train; expected "
+                f"training samples, or no {key}",
+            )

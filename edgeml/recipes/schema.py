@@ -27,8 +27,8 @@ from .keys import (
     text,
     word,
 )
+from .verbs import CODE, VERBS
 
-CODE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 VERSION = r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}"
 """Name and version as the manifest has them (``device_agent.contract.manifest``)."""
@@ -36,9 +36,9 @@ SAMPLERS = ("random", "stratified", "k_center")
 LABELLED = ("top1", "top5", "f1", "auc", "mae", "rmse")
 ERRORS = ("mae", "rmse")
 METRICS = (*LABELLED, "agreement")
-PASSES = ("export",)
-LATER_PASSES = ("prune", "distill", "qat")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "mixed")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4", "mixed")
+SEARCHED = tuple(one for one in PRECISIONS if one != "mixed")
+"""A search mixes precisions by the number of layers that it keeps in float."""
 METHODS = ("minmax", "entropy", "percentile")
 QUANTIZER_NAMES = tuple(QUANTIZERS)
 RANDOM = "random:"
@@ -198,11 +198,19 @@ def _read_labels(value: Any, place: Place) -> Any:
 _LABELS = Check("list of class names, or a file with one a line", _read_labels)
 
 
+_VERB = word(tuple(VERBS))
+
+
 def _read_pass(value: Any, place: Place) -> Any:
-    if value in LATER_PASSES:
-        place.wrong(f"the pass {value!r} is not in this version of edgeml; remove it")
-        return value
-    return word(PASSES).read(value, place)
+    """One ``[[pass]]``: a verb, and the parameters of that verb."""
+    if not isinstance(value, dict) or "verb" not in value:
+        return PASS.read(value, place)
+    verb = _VERB.read(value["verb"], place.at("verb"))
+    rest = {name: one for name, one in value.items() if name != "verb"}
+    if not isinstance(verb, str) or verb not in VERBS:
+        return {"verb": verb}
+    VERBS[verb].read(rest, place)
+    return {"verb": verb, **rest}
 
 
 def _read_target(value: Any, place: Place) -> Any:
@@ -214,11 +222,6 @@ def _read_target(value: Any, place: Place) -> Any:
     except ProfileError as error:
         for line in str(error).splitlines():
             place.wrong(line)
-    return value
-
-
-def _read_search(value: Any, place: Place) -> Any:
-    place.wrong("[search] is not in this version of edgeml; remove the table")
     return value
 
 
@@ -264,7 +267,7 @@ DATA = Table((
         "Samples that quantizers look at; never used to judge.", REQUIRED),
     Key("validation", _SOURCE,
         "Samples that candidates are judged by; disjoint from calibration.", REQUIRED),
-    Key("train", _SOURCE, "Samples for passes that train (not in this version)."),
+    Key("train", _SOURCE, "Samples for passes that train."),
     Key("inputs", _INPUTS,
         "Which key (npz) or columns (CSV, Parquet) feed which model input."),
     Key("label", text("key or column"), "Which key or column holds the label."),
@@ -329,10 +332,32 @@ QUANTIZE = Table((
     Key("per_channel", flag(), "One scale per output channel of the weights.", True),
 ))  # fmt: skip
 
+SEARCH = Table((
+    Key("trials", number(1, 10_000, whole=True), "Points that are tried, at most.", 30),
+    Key("minutes", number(0, 100_000),
+        "Minutes of trials over all runs of the search, at most; 0: no limit.", 0.0),
+    Key("prune", many(number(0, 0.99)),
+        "Shares of channels that go; 0: all stay. Empty: 0, 0.3, 0.5 and 0.7 where "
+        "there is `[data] train`, else what the recipe's passes do.", ()),
+    Key("distill", many(flag()),
+        "Whether the pruned network learns from the whole one. Empty: both where there "
+        "is `[data] train`, else what the recipe's passes do.", ()),
+    Key("precisions", many(word(SEARCHED)),
+        "Empty: those of `[quantize]`, else all that the target has.", ()),
+    Key("methods", many(word(METHODS)),
+        "How int8 ranges are found. Empty: those of `[quantize]`, else all.", ()),
+    Key("samples", many(number(1, SAMPLES_MAX, whole=True)),
+        "How many calibration samples int8 ranges are found on. Empty: 50 and "
+        "`data.samples`.", ()),
+    Key("keep", many(number(0, 1000, whole=True)),
+        "How many of the most sensitive layers stay in float in int8 networks. Empty: "
+        "0, 2 and 4.", ()),
+))  # fmt: skip
+
 PASS = Table((
-    Key("verb", Check("name of a pass", _read_pass),
-        "What is done to the model; this version exports torch modules by itself.",
-        REQUIRED),
+    Key("verb", _VERB,
+        "What is done to the model; a torch module is exported at the end by itself. "
+        "The other keys are the verb's own.", REQUIRED),
 ), spare=_ANY)  # fmt: skip
 
 BUILD = Table((
@@ -342,6 +367,8 @@ BUILD = Table((
     Key("seed", number(0, SEED_MAX, whole=True), "All randomness comes from it.", 0),
 ))  # fmt: skip
 
+_PASSES = many(Check("table", _read_pass), kind="list of tables", distinct=False)
+
 RECIPE = Table((
     Key("model", MODEL, "What to compile.", REQUIRED),
     Key("data", DATA, "Real samples: to calibrate and to judge.", REQUIRED),
@@ -350,21 +377,25 @@ RECIPE = Table((
     Key("metric", METRIC, "What candidates are judged by.", REQUIRED),
     Key("budget", BUDGET, "The limits a build must hold; none is set by default.", {}),
     Key("quantize", QUANTIZE, "What the quantizers may try.", {}),
-    Key("pass", many(PASS, kind="list of tables"), "Steps on the model, in order.", ()),
+    Key("pass", _PASSES, "Steps on the model, in order.", ()),
     Key("build", BUILD, "For which targets.", REQUIRED),
-    Key("search", Check("table", _read_search), "Not in this version."),
+    Key("search", Check("table", SEARCH.read),
+        "What `edgeml search` looks among, and for how long; with this table "
+        "`edgeml build` searches too. See [search.md](search.md)."),
 ))  # fmt: skip
 
 
 def documented() -> Iterator[str]:
     """``docs/recipe.md``'s tables, line by line."""
     for section in RECIPE.keys:
-        table = PASS if section.name == "pass" else section.check
+        table = {"pass": PASS, "search": SEARCH}.get(section.name, section.check)
         if not isinstance(table, Table):
             continue
         brackets = "[[pass]]" if section.name == "pass" else f"[{section.name}]"
         need = " Required." if section.default is REQUIRED else ""
         yield from _rows(f"`{brackets}`", f"{section.meaning}{need}", table)
+    for verb, table in VERBS.items():
+        yield from _rows(f'`verb = "{verb}"`', "The keys of this pass.", table)
     yield from _rows(
         "A split as a table",
         "`calibration`, `validation` and `train` may be a table with exactly one of "

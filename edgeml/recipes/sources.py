@@ -7,23 +7,30 @@ from pathlib import Path
 
 from ..cache import file_digest
 from .recipe import Recipe
+from .verbs import CODE
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x01-\x7f])")
 """The key in ``external_data`` as protobuf writes it, up to the value's length."""
 
 
 def source_digests(recipe: Recipe) -> dict[str, str]:
-    """Name → SHA-256 of the model file, its weights and the user's own Python code.
+    """Name → SHA-256 of model file, weights (also of passes) and the user's own code.
 
     What ``module:function`` imports further away cannot be seen; every Python file in
     the recipe's folder counts, so that an edit there is noticed.
     """
     folder = recipe.folder
     found: dict[str, str] = {}
-    for name in (recipe.model.source, recipe.model.weights):
+    texts = [
+        value
+        for one in recipe.passes
+        for value in one.parameters.values()
+        if isinstance(value, str) and value
+    ]
+    for name in (recipe.model.source, recipe.model.weights, *texts):
         if name is not None and (folder / name).is_file():
             found[name] = file_digest(folder / name)
-    if _calls_code(recipe):
+    if _calls_code(recipe) or any(re.fullmatch(CODE, text) for text in texts):
         for path in sorted(folder.glob("*.py")):
             found[path.name] = file_digest(path)
     for name in external_files(folder / recipe.model.source):

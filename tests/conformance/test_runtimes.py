@@ -1,5 +1,10 @@
-"""Every runtime in the table keeps what ``runtimes/base.py`` promises."""
+"""Every runtime in the table keeps what ``runtimes/base.py`` promises.
 
+One network for all, in the file that each takes.
+"""
+
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +25,7 @@ def weights() -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="module")
-def convolution(tmp_path_factory: pytest.TempPathFactory, weights) -> Path:
+def onnx_file(path: Path, weights: dict[str, np.ndarray]) -> None:
     """One 3×3 convolution and a Relu, over [1, 2, 5, 5]."""
     graph = helper.make_graph(
         [
@@ -33,15 +37,47 @@ def convolution(tmp_path_factory: pytest.TempPathFactory, weights) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 3, 3])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return path
+
+
+def tflite_file(path: Path, weights: dict[str, np.ndarray]) -> None:
+    """The same network, field by field."""
+    tflites = pytest.importorskip("tflites", reason="ai-edge-litert has the schema")
+    path.write_bytes(tflites.network(weights["w"], weights["b"], 5, 5))
+
+
+FILES: dict[str, tuple[str, Callable[[Path, dict[str, np.ndarray]], None]]] = {
+    "onnxruntime": ("model.onnx", onnx_file),
+    "openvino": ("model.onnx", onnx_file),
+    "litert": ("model.tflite", tflite_file),
+}
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
 def engine(request: pytest.FixtureRequest):
     return runtime(request.param)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, weights) -> Callable[[str], Path]:
+    """The network for a runtime, made once."""
+    folder = tmp_path_factory.mktemp("model")
+
+    @cache
+    def file(name: str) -> Path:
+        entry, write = FILES[name]
+        (folder / name).mkdir()
+        path = folder / name / entry
+        write(path, weights)
+        return path
+
+    return file
+
+
+@pytest.fixture
+def convolution(engine, files) -> Path:
+    return files(engine.name)
 
 
 def sample(seed: int = 0) -> dict[str, np.ndarray]:
@@ -95,7 +131,7 @@ def test_wrong_feeds_are_refused(engine, convolution, feeds):
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 99], ids=str)
 def test_a_bad_file_is_an_artifact_error_in_one_line(engine, tmp_path, content):
-    path = tmp_path / "bad.onnx"
+    path = tmp_path / f"bad{Path(FILES[engine.name][0]).suffix}"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ArtifactError) as caught:

@@ -12,6 +12,7 @@ from device_agent.runtimes.base import Coverage
 from edgeml.candidate import LayerError
 from edgeml.choice import (
     DEFAULT_DROP,
+    OF_DEVICE,
     OUTCLASSED,
     SAME_SIZE,
     SAME_SPEED,
@@ -279,6 +280,42 @@ def test_the_only_one_that_fits_is_said_to_be_the_only_one() -> None:
     chosen, why = choose([floating()], TOP1)
     assert chosen is not None
     assert why == "the only candidate that holds the budget"
+
+
+def untimed(name: str, precision: str, **more: Any) -> Candidate:
+    return candidate(
+        name, precision, latency=None, peak_memory_bytes=None, coverage=None, **more
+    )
+
+
+def test_where_nothing_is_timed_the_profiles_order_decides_then_accuracy() -> None:
+    tried = [
+        untimed("fp32", "fp32", value=0.95, size=400),
+        untimed("fp16", "fp16", value=0.95, size=200),
+        untimed("a", "int8", value=0.90),
+        untimed("b", "int8", value=0.91),
+    ]
+    for order, wanted in (
+        (("int8", "fp16", "fp32"), "b"),
+        (("fp16", "fp32", "int8"), "fp16"),
+        ((), "fp16"),
+    ):
+        chosen, why = choose(tried, TOP1, order)
+        assert chosen is not None and chosen.name == wanted
+        assert "not timed here" in why
+        assert ("fastest in" in why) == bool(order)
+    chosen, why = choose(tried[:1], TOP1, ("int8", "fp16", "fp32"))
+    assert chosen == tried[0]
+    assert why == "the only candidate that holds the budget; not timed here"
+
+
+def test_unchecked_limits_are_not_missed_and_others_are() -> None:
+    budget = Budget(max_latency_ms=0.1, max_memory_bytes=1, max_size_bytes=1)
+    one = untimed("int8", "int8")
+    missed = gate(one, evaluation(), budget, TOP1, OF_DEVICE)
+    assert [miss.limit for miss in missed] == ["max_size_bytes"]
+    strict = [miss.limit for miss in gate(one, evaluation(), budget, TOP1)]
+    assert strict == ["max_latency_ms", "max_size_bytes", "max_memory_bytes"]
 
 
 def test_what_does_not_fit_is_not_chosen() -> None:

@@ -1,10 +1,12 @@
 """The command: verbs, exit codes, and what goes to which stream."""
 
 import json
+import sys
 from pathlib import Path
 
 import bundles
 import pytest
+from malformed import projects
 from typer.testing import CliRunner, Result
 
 from calibration.dataset import DataError
@@ -14,7 +16,7 @@ from edgeml.cli import app
 from targets.profile import ProfileError
 
 VERBS = (
-    "init", "build", "check", "inspect", "diff", "bench", "unpack", "targets",
+    "init", "build", "search", "check", "inspect", "diff", "bench", "unpack", "targets",
     "convert-weights",
 )  # fmt: skip
 
@@ -115,6 +117,39 @@ def test_quiet_says_nothing_when_all_is_well(bundle: Path, tmp_path: Path) -> No
                     ["init", model, "--out", tmp_path / "recipe.toml"]):  # fmt: skip
         done = edgeml(*command, "--quiet")
         assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_search_needs_a_recipe_and_sound_limits(tmp_path: Path) -> None:
+    done = edgeml("search", tmp_path / "recipe.toml")
+    assert done.exit_code == 2
+    assert "no recipe at" in done.stderr
+    assert edgeml("search", tmp_path / "recipe.toml", "--trials", 0).exit_code == 2
+
+
+def test_a_search_without_optuna_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    path = projects.sound(tmp_path)
+    done = edgeml("search", path, "--out", tmp_path / "build")
+    assert done.exit_code == 5
+    assert "pip install 'edgeml[search]'" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["build", "search"])
+def test_a_search_that_finds_nothing_exits_3_and_shows_the_nearest(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    path = projects.sound(tmp_path)
+    limits = "[search]\ntrials = 2\n[budget]\nmax_size_bytes = 10\n"
+    path.write_text(f"{path.read_text()}\n{limits}")
+    done = edgeml(verb, path, "--out", tmp_path / "build")
+    assert done.exit_code == 3, done.stderr
+    assert "no point of the search holds the budget; nearest is" in done.stdout
+    assert "max_size_bytes 10, measured" in done.stdout
+    assert "% over" in done.stdout
+    assert (tmp_path / "build" / "linear-1.0.0" / "report.html").is_file()
 
 
 def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

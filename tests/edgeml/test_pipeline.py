@@ -12,6 +12,7 @@ from edgeml.cache import Cache
 from edgeml.outcome import BuildOutcome
 from edgeml.pipeline import Build, Place, failure, host_refusals
 from edgeml.progress import Silent
+from edgeml.report import read_report
 from targets.profile import load_target
 
 from ..e2e.digits import recipe, write
@@ -56,13 +57,29 @@ def test_every_missing_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_refused_target_does_not_stop_the_others(work: Path) -> None:
-    outcome = built(recipe(work, "gpu-cuda", "cpu-x86_64", extra=QUICK))
+    outcome = built(recipe(work, "openvino-igpu", "cpu-x86_64", extra=QUICK))
     refused, made = outcome.targets
     assert refused.refusals
     assert refused.bundle_file is None
     assert made.bundle_file == "cpu-x86_64.edgeml"
     assert bundles(work) == ["cpu-x86_64.edgeml"]
-    assert failure(outcome) == "no bundle for gpu-cuda; the report says why"
+    assert failure(outcome) == "no bundle for openvino-igpu; the report says why"
+
+
+def test_a_target_whose_device_is_not_here_ships_and_says_so(work: Path) -> None:
+    limit = "\n[budget]\nmax_latency_ms = 0.000001\n"
+    outcome = built(recipe(work, "jetson-orin", extra=f"{QUICK}{limit}"))
+    (made,) = outcome.targets
+    if not made.validated_on:
+        pytest.skip("this machine is a Jetson")
+    assert made.bundle_file == "jetson-orin.edgeml"
+    assert made.unchecked == ("max_latency_ms",)
+    assert failure(outcome) is None
+    raw = (work / "build" / "digits-1.0.0" / "report.json").read_bytes()
+    (told,) = read_report(raw)["targets"]
+    assert told["validated_on"] == made.validated_on
+    assert told["unchecked"] == ["max_latency_ms"]
+    assert told["latency"] is None
 
 
 def test_the_bundle_of_a_target_that_now_misses_is_removed(work: Path) -> None:

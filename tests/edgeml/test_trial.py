@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 from timings import FLOAT_MS, Timings
 
 from device_agent.contract.tensors import Array
 from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.choice import gate
-from edgeml.errors import BackendError
+from edgeml.errors import BackendError, PassError
+from edgeml.model import Model, Step
 from edgeml.outcome import Candidate
+from edgeml.progress import Progress
 from edgeml.recipes.recipe import Budget
 from edgeml.trial import NOT_SHIPPED, Trial, Verdict
+from edgeml.tuning import Tuner
 from edgeml.workbench import Workbench
 
 from .benches import FP32, bench, reference, small, static
@@ -39,13 +43,13 @@ def attempt(stages: Path) -> Try:
     def run(
         specs: Sequence[Spec], budget: Budget | None = None,
         timings: Timings | None = None, options: QuantizeOptions | None = None,
-        precisions: tuple[str, ...] = (),
+        precisions: tuple[str, ...] = (), tuner: Tuner | None = None,
     ) -> tuple[Verdict, Workbench]:  # fmt: skip
         target = small()
         target = replace(target, precisions=precisions or target.precisions)
         made = bench(stages, specs, timings, target)
         trial = Trial(
-            made, reference(), budget or Budget(), options or QuantizeOptions()
+            made, reference(), budget or Budget(), options or QuantizeOptions(), tuner
         )
         return trial.run(), made
 
@@ -393,3 +397,78 @@ def test_without_anything_quantized_float32_is_judged_alone(attempt: Try) -> Non
     verdict, _ = attempt([FP32], NEVER)
     assert [one.name for one in verdict.outcome.candidates] == ["fp32"]
     assert verdict.outcome.chosen is None
+
+
+# --- QAT
+
+
+class Learned(Tuner):
+    """Learns nothing, or what it is told to: weights divided by ``factor``."""
+
+    def __init__(self, scheme: str = "auto", factor: int = 1, why: str = "") -> None:
+        object.__setattr__(self, "parameters", {"scheme": scheme, "epochs": 2})
+        object.__setattr__(self, "factor", factor)
+        object.__setattr__(self, "why", why)
+        object.__setattr__(self, "seen", [])
+
+    def tuned(self, model: Model, progress: Progress) -> Model:
+        self.seen.append(model)  # type: ignore[attr-defined]
+        if self.why:  # type: ignore[attr-defined]
+            raise PassError(self.why)  # type: ignore[attr-defined]
+        proto = type(model.payload)()
+        proto.CopyFrom(model.payload)
+        for one in proto.graph.initializer:
+            if one.data_type == TensorProto.INT8 and len(one.dims) > 1:
+                array = numpy_helper.to_array(one) // self.factor  # type: ignore[attr-defined]
+                one.CopyFrom(numpy_helper.from_array(array, one.name))
+        return model.after(Step("qat", {"epochs_run": 2}), payload=proto)
+
+
+def test_qat_is_one_more_candidate_from_the_most_accurate(attempt: Try) -> None:
+    tuner = Learned()
+    verdict, _ = attempt([FP32, COARSE, MINMAX], tuner=tuner)
+    one = by_name(verdict)["int8 qat (from minmax u8s8)"]
+    assert one.precision == "int8"
+    assert one.parameters == {
+        "quantizer": "qat", "from": MINMAX.name, "epochs_run": 2,
+    }  # fmt: skip
+    assert one.evaluation is not None
+    assert one.latency is not None
+    assert one.layer_errors == ()
+    assert [model.level for model in tuner.seen] == ["graph"]  # type: ignore[attr-defined]
+
+
+def test_what_qat_gives_can_ship(attempt: Try) -> None:
+    verdict, _ = attempt([FP32, MINMAX], tuner=Learned(factor=2))
+    one = by_name(verdict)["int8 qat (from minmax u8s8)"]
+    assert one.artifact_sha256 not in (
+        "",
+        by_name(verdict)[MINMAX.name].artifact_sha256,
+    )
+    assert one.evaluation != by_name(verdict)[MINMAX.name].evaluation
+
+
+def test_qat_without_a_candidate_of_the_scheme_fails_and_says_so(attempt: Try) -> None:
+    verdict, _ = attempt([FP32, MINMAX], tuner=Learned("s8s8"))
+    one = by_name(verdict)["int8 qat"]
+    assert one.status == "failed"
+    assert one.reason == (
+        "qat begins from an int8 candidate with a quantized ONNX graph (scheme s8s8); "
+        "cpu-x86_64 has none"
+    )
+
+
+def test_a_training_that_fails_is_a_candidate_that_failed(attempt: Try) -> None:
+    verdict, _ = attempt([FP32, MINMAX], tuner=Learned(why="weights became NaN"))
+    one = by_name(verdict)["int8 qat (from minmax u8s8)"]
+    assert (one.status, one.reason) == ("failed", "weights became NaN")
+    assert verdict.outcome.chosen == MINMAX.name
+
+
+def test_qat_is_not_mixed_and_what_holds_spares_the_rescue(attempt: Try) -> None:
+    verdict, _ = attempt([FP32, MINMAX], NEVER, tuner=Learned())
+    assert mixed(verdict), "nothing held"
+    assert not any("qat" in one.name for one in mixed(verdict)), "no layer errors"
+    verdict, _ = attempt([FP32, MINMAX], Budget(max_accuracy_drop=0.5),
+                         tuner=Learned())  # fmt: skip
+    assert not mixed(verdict)

@@ -16,6 +16,8 @@ from edgeml.outcome import (
     Flip,
     Latency,
     Miss,
+    SearchOutcome,
+    SearchTrial,
     TargetOutcome,
 )
 
@@ -137,6 +139,61 @@ def _onnxruntime(seed: int) -> TargetOutcome:
         bundle_bytes=112_640,
         artifact_entry="model.onnx",
         threads=1,
+        search=search(),
+    )
+
+
+# point, precision, what became of it, correct of 500, ms, bytes, on the front
+TRIALS = (
+    ("prune 0, fp32", "fp32", "missed", 457, 0.412, 97_824, True),
+    ("prune 0, int8 minmax, 200 samples", "int8", "fits", 455, 0.19, 39_870, True),
+    ("prune 0.5, int8 minmax, 200 samples", "int8", "refuted", 453, 0.08, 12_870, True),
+    ("prune 0.3, int8 entropy, 50 samples", "int8", "chosen", 454, 0.12, 22_100, True),
+    ("prune 0, fp16", "fp16", "pruned", None, None, None, False),
+    ("prune 0.7, distilled, fp32", "fp32", "failed", None, None, None, False),
+)
+
+
+def search() -> SearchOutcome:
+    """A search in which every status occurs."""
+    trials = []
+    for number, row in enumerate(TRIALS):
+        name, precision, status, correct, latency_ms, size, front = row
+        misses = {
+            "missed": (Miss("max_latency_ms", 0.35, 0.412, ("/stem",)),),
+            "pruned": (Miss("max_latency_ms", 0.05, 0.09),),
+        }
+        trials.append(
+            SearchTrial(
+                number=number,
+                name=name,
+                point={"prune": 0.0, "distill": None, "precision": precision},
+                status=status,
+                reason="no reason" if status in {"pruned", "failed"} else "",
+                candidate=f"{precision} candidate" if correct else "",
+                precision=precision,
+                kept_layers=("/stem/depthwise/Conv",) if number == 3 else (),
+                value=correct and correct / 500,
+                flip_rate=0.01 if correct else None,
+                latency_ms=latency_ms,
+                float_latency_ms=latency_ms and 0.412,
+                size_bytes=size,
+                macs=2_100_000,
+                predicted_latency_ms=0.1,
+                predicted_size_bytes=12_000,
+                misses=misses.get(status, ()),
+                front=front,
+            )
+        )
+    return SearchOutcome(
+        trials=tuple(trials),
+        space={"prune": [0.0, 0.3, 0.5, 0.7], "distill": [False, True]},
+        points=96,
+        samples=500,
+        samples_digest=DIGEST,
+        float_value=0.914,
+        chosen=3,
+        worst_value=0.904,
     )
 
 

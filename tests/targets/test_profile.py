@@ -54,6 +54,39 @@ def test_which_targets_saturate():
     assert not load_target("rpi5").saturates_u8s8
 
 
+def test_a_gpu_says_which_precision_it_likes_and_where_that_is_from():
+    for name in ("gpu-cuda", "gpu-tensorrt", "jetson-orin"):
+        target = load_target(name)
+        assert sorted(target.preference) == sorted(target.precisions)
+        assert target.sources["preference"]
+        assert target.runtime_options["cpu_fallback"] is False
+    assert load_target("gpu-tensorrt").runtime_options["engine_cache"] == "device"
+    assert load_target("cpu-x86_64").preference == ()
+
+
+@pytest.mark.parametrize(
+    ("after", "mistake"),
+    [
+        ('preference = ["fp16"]', "preference: the precisions"),
+        ('preference = ["int2"]', "preference: expected one of"),
+    ],
+)
+def test_a_wrong_preference(tmp_path: Path, after: str, mistake: str):
+    text = ours("gpu-cuda")
+    before = 'preference = ["fp16", "fp32", "int8"]'
+    assert before in text
+    (tmp_path / "mine.toml").write_text(text.replace(before, after))
+    with pytest.raises(ProfileError, match=mistake):
+        load_file(tmp_path / "mine.toml")
+
+
+def test_a_preference_has_a_source(tmp_path: Path):
+    text = ours("gpu-cuda").replace('preference = """\\', 'other = """\\')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ProfileError, match=r"sources\.preference: missing"):
+        load_file(tmp_path / "mine.toml")
+
+
 def test_qemu_cpus():
     found = {name: load_target(name).qemu_cpu for name in target_names()}
     assert found["rpi3"] == "cortex-a53"
@@ -114,7 +147,7 @@ def test_all_mistakes_at_once(tmp_path: Path):
     with pytest.raises(ProfileError) as caught:
         load_file(tmp_path / "mine.toml")
     lines = str(caught.value).splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert all(line.startswith("mine.toml: ") for line in lines)
 
 

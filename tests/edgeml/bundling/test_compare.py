@@ -14,7 +14,7 @@ from device_agent.contract.tensors import Array
 from edgeml.bundling.compare import Thresholds, diff, diff_values, render_diff
 from edgeml.bundling.facts import inspect, render_facts
 from edgeml.bundling.running import bench, check_file
-from edgeml.errors import InputError, MachineLacks
+from edgeml.errors import InputError
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -150,12 +150,15 @@ class TestBench:
 
     def test_a_tflite_file(self) -> None:
         facts = bench(real("tflm/hello_world_int8.tflite"), seconds=0.05)
-        assert facts["runtime"] == "openvino"
+        assert facts["runtime"] == "litert"
         assert facts["latency_p50_ms"] > 0
 
-    def test_a_tflite_file_that_only_litert_runs(self) -> None:
-        with pytest.raises(MachineLacks, match="takes a LiteRT runtime"):
-            bench(real("mnist/mnist_lstm_int8.tflite"))
+    def test_a_tflite_file_with_a_signature(self) -> None:
+        """Its inputs go by the signature's names, as LiteRT has them."""
+        assert bench(real("mnist/mnist_lstm_int8.tflite"), seconds=0.05)
+        facts = inspect(real("basic_pitch/nmp.tflite"))
+        assert [one["name"] for one in facts["inputs"]] == ["input_2"]
+        assert [one["name"] for one in facts["outputs"]] == ["onset", "note", "contour"]
 
 
 class TestCheckFile:

@@ -18,7 +18,7 @@ DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def _generators():
-    path = Path(__file__).parents[1] / "malformed" / "onnxfiles.py"
+    path = Path(__file__).parents[2] / "simulators" / "malformed" / "onnxfiles.py"
     spec = importlib.util.spec_from_file_location("onnxfiles", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["onnxfiles"] = module  # dataclasses look their module up

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 _SPEC = importlib.util.spec_from_file_location(
-    "onnxfiles", Path(__file__).parents[1] / "malformed" / "onnxfiles.py"
+    "onnxfiles", Path(__file__).parents[2] / "simulators" / "malformed" / "onnxfiles.py"
 )
 hostile = importlib.util.module_from_spec(_SPEC)
 sys.modules["onnxfiles"] = hostile

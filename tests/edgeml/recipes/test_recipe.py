@@ -15,7 +15,14 @@ from edgeml.candidate import QuantizeOptions
 from edgeml.errors import RecipeError
 from edgeml.passes import PASSES
 from edgeml.recipes import schema
-from edgeml.recipes.recipe import Budget, MetricOptions, PassOptions, read_recipe
+from edgeml.recipes.recipe import (
+    Budget,
+    MetricOptions,
+    PassOptions,
+    SearchOptions,
+    read_recipe,
+)
+from edgeml.recipes.verbs import VERBS
 
 SMALL = """\
 [model]
@@ -87,6 +94,16 @@ per_channel = false
 verb = "export"
 opset = 18
 
+[search]
+trials = 9
+minutes = 2.5
+prune = [0, 0.5]
+distill = [true]
+precisions = ["int8"]
+methods = ["entropy"]
+samples = [10, 20]
+keep = [1]
+
 [build]
 targets = ["cpu-x86_64", "mine.toml"]
 seed = 3
@@ -127,6 +144,8 @@ def test_the_smallest_recipe_and_its_defaults(folder: Path):
     assert recipe.metric == MetricOptions("top1")
     assert (recipe.budget, recipe.quantize) == (Budget(), QuantizeOptions())
     assert (recipe.preprocess, recipe.passes, recipe.labels) == ((), (), ())
+    assert recipe.search is None
+    assert read(folder, f"{SMALL}[search]").search == SearchOptions()
 
 
 def test_every_key_arrives(folder: Path):
@@ -152,6 +171,9 @@ def test_every_key_arrives(folder: Path):
         ("int8",), ("minmax",), ("nncf",), ("/head",), False, 99, False
     )
     assert recipe.passes == (PassOptions("export", {"opset": 18}),)
+    assert recipe.search == SearchOptions(
+        9, 2.5, (0, 0.5), (True,), ("int8",), ("entropy",), (10, 20), (1,)
+    )
     assert (recipe.targets, recipe.seed) == (("cpu-x86_64", "mine.toml"), 3)
 
 
@@ -191,8 +213,12 @@ BUILD = "\n[build]"
         (BUILD, "[budget]\nmax_flip_rate = 1.1", "11: budget.max_flip_r"),
         (BUILD, "[budget]\nmax_size_bytes = 1.5", "11: budget.max_size"),
         (BUILD, "[budget]\nmax_slice_drop = 0", "11: budget.max_slice_dr"),
-        (BUILD, "[search]\ntrials = 9", "10: search: [search] is not in"),
-        (BUILD, '[[pass]]\nverb = "qat"', "11: pass[0].verb: the pass 'qa"),
+        (BUILD, "[search]\ntrials = 0", "11: search.trials: expected a whole num"),
+        (BUILD, "[search]\nprune = [0.5, 1]", "11: search.prune[1]: expected a num"),
+        (BUILD, "[search]\nprune = [0, 0.5]", "11: search.prune: to prune is to train"),
+        (BUILD, "[search]\ndistill = [true]", "11: search.distill: to distill is to"),
+        (BUILD, '[search]\nprecisions = ["mixed"]', "11: search.precisions[0]: expec"),
+        (BUILD, '[[pass]]\nverb = "qat"', "11: pass[0].verb: qat trains, and there is"),
         (BUILD, "[[pass]]", "10: pass[0]: 'verb' is missing"),
         (BUILD, '[quantize]\nmethods = ["mean"]', "11: quantize.methods[0]"),
         (BUILD, "[quantize]\nmixed = 1", "11: quantize.mixed: expected tr"),
@@ -284,7 +310,7 @@ def test_the_words_are_those_of_the_parts_that_take_them():
     version = TypeAdapter(manifest.Version).core_schema
     assert f"^{schema.NAME}$" == name["pattern"]
     assert f"^{schema.VERSION}$" == version["pattern"]
-    assert tuple(PASSES) == schema.PASSES
+    assert tuple(PASSES) == tuple(VERBS)
 
 
 def test_the_page_on_recipes_is_true():

@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeml.recipes.sources import external_files
+from edgeml.recipes.recipe import read_recipe
+from edgeml.recipes.sources import external_files, source_digests
 
 
 def _saved(folder: Path, location: str) -> Path:
@@ -54,3 +55,25 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").touch()
     assert external_files(tmp_path / "m.onnx") == []
     assert external_files(tmp_path / "net:make") == []
+
+
+def test_code_and_weights_of_passes_count(tmp_path: Path) -> None:
+    recipe = read_recipe(_recipe(tmp_path, ""))
+    assert source_digests(recipe).keys() == {"m.onnx"}
+    (tmp_path / "hooks.py").write_text("def shift(inputs, generator): return inputs")
+    (tmp_path / "t.safetensors").write_bytes(b"weights")
+    trained = '\n[[pass]]\nverb = "distill"\nteacher = "hooks:teacher"\n'
+    trained += 'teacher_weights = "t.safetensors"\n'
+    found = source_digests(read_recipe(_recipe(tmp_path, trained)))
+    assert found.keys() == {"m.onnx", "t.safetensors", "hooks.py"}
+
+
+def _recipe(folder: Path, more: str) -> Path:
+    (folder / "m.onnx").write_bytes(b"a model")
+    np.savez(folder / "x.npz", x=np.zeros((2, 4), np.float32))
+    (folder / "r.toml").write_text(
+        '[model]\nsource = "m.onnx"\nname = "m"\nversion = "1"\n'
+        '[data]\ncalibration = "random:4"\nvalidation = "random:4"\ntrain = "x.npz"\n'
+        f'[metric]\nname = "agreement"\n[build]\ntargets = ["cpu-x86_64"]\n{more}'
+    )
+    return folder / "r.toml"

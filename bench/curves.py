@@ -3,7 +3,7 @@
 Run it with ``scripts/bench curves``. How it is measured: docs/compress-curves.md. The
 rules:
 
-1. One small network of each kind (``tests/simulators/networks.py``), trained on MNIST.
+1. One small network of each kind (``tests/simulators/kinds.py``), trained on MNIST.
 2. Each share is cut from the same trained network, then trained for the same epochs in
    two ways: on labels alone (``prune``), and with the unpruned network as the teacher
    (``prune`` without training, then ``distill``). A share of 0 is trained on, too: what
@@ -106,7 +106,7 @@ class Study:
 
     def rows(self, kind: str) -> Iterator[Row]:
         """Train, prune and measure one network."""
-        fresh = load_factory(f"networks:{kind}", None, NETWORKS, {"x": [1, 1, 28, 28]})
+        fresh = load_factory(f"kinds:{kind}", None, NETWORKS, {"x": [1, 1, 28, 28]})
         whole = self._passed(fresh, fresh, "train", self._size.epochs)
         paths = {"whole": self._exported(whole, f"{kind}-whole")}
         told: dict[float, tuple[dict[str, Any], dict[str, float]]] = {}

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from device_agent.contract.tensors import Feeds
@@ -129,14 +130,13 @@ def quantize_openvino(
     return _quantize(lambda: _aligned(model), calibration, options, subset_size)
 
 
+@cache
 def load_nncf() -> Any:
     """The ``nncf`` package, silent and without telemetry; takes seconds.
 
     Raises:
         MachineLacks: it is not installed.
     """
-    if "nncf" in sys.modules:
-        return sys.modules["nncf"]
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     disabled = logging.root.manager.disable

@@ -102,6 +102,12 @@ class Ground:
         bench, refusals = build.bench(target, subject)
         if bench is None:
             raise BackendError("; ".join(refusals))
+        if not bench.host.timed:
+            raise BackendError(
+                f"a search compares latencies, and here {bench.host.validated_on} "
+                f"stands in for {target.name}; search on a machine that has the "
+                "device, or take the recipe without [search]"
+            )
         return Stage(imported, bench, build.reference(imported, subject))
 
     def _quiet(self, recipe: Recipe) -> Build:

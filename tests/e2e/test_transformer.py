@@ -33,7 +33,7 @@ WAYS = (
 
 def test_an_encoder_goes_through_every_way(tmp_path: Path) -> None:
     """The seeded encoder of 8×8 patches: each way's numbers are those of float."""
-    from networks import network
+    from kinds import network
 
     model = load_pass("export")(network("transformer"))
     name = model.inputs[0].name

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgeml.errors import ModelError  # noqa: E402
@@ -49,11 +49,11 @@ def same(one: Model, other: Model) -> None:
     assert not other.payload.training
 
 
-@pytest.mark.parametrize("kind", networks.ALL)
+@pytest.mark.parametrize("kind", kinds.ALL)
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6, 0.9])
 def test_a_pruned_network_is_restored_exactly(kind: str, ratio: float) -> None:
-    fresh = networks.ALL[kind]
-    after = pruned(networks.network(kind), ratio)
+    fresh = kinds.ALL[kind]
+    after = pruned(kinds.network(kind), ratio)
     raw = packed(after, fresh())
     again = unpacked(raw, lambda _: fresh())
     same(after, again)
@@ -69,7 +69,7 @@ def test_a_pruned_network_is_restored_exactly(kind: str, ratio: float) -> None:
         "residual",
         *(
             pytest.param(kind, marks=pytest.mark.long)
-            for kind in networks.ALL
+            for kind in kinds.ALL
             if kind != "residual"
         ),
     ],
@@ -77,7 +77,7 @@ def test_a_pruned_network_is_restored_exactly(kind: str, ratio: float) -> None:
 def test_one_that_came_as_onnx_too(kind: str) -> None:
     from edgeml.graphs.torched import module_of
 
-    graph = load_pass("export")(networks.network(kind))
+    graph = load_pass("export")(kinds.network(kind))
     after = pruned(module_of(graph), 0.6)
     raw = packed(after, module_of(graph).payload)
     again = unpacked(raw, lambda _: module_of(graph).payload)
@@ -86,8 +86,8 @@ def test_one_that_came_as_onnx_too(kind: str) -> None:
 
 
 def test_a_restored_network_learns_like_the_first() -> None:
-    after = pruned(networks.network("residual"), 0.6)
-    again = unpacked(packed(after, networks.residual()), lambda _: networks.residual())
+    after = pruned(kinds.network("residual"), 0.6)
+    again = unpacked(packed(after, kinds.residual()), lambda _: kinds.residual())
     for model in (after, again):
         model.payload.train()
         optimizer = torch.optim.SGD(model.payload.parameters(), 0.1)
@@ -105,7 +105,7 @@ def test_frozen_stays_frozen_and_tied_stays_tied() -> None:
         module[1].requires_grad_(False)
         return module
 
-    model = networks.model_of(networks.seeded(fresh))
+    model = kinds.model_of(kinds.seeded(fresh))
     again = unpacked(packed(model, fresh()), lambda _: fresh()).payload
     assert again[3].weight is again[2].weight
     assert not again[1].weight.requires_grad and again[2].weight.requires_grad
@@ -113,21 +113,21 @@ def test_frozen_stays_frozen_and_tied_stays_tied() -> None:
 
 
 def test_what_is_fresh_is_told_by_the_model() -> None:
-    after = pruned(networks.network("dense"), 0.6)
+    after = pruned(kinds.network("dense"), 0.6)
     after = after.after(Step("distill", {"student": "mine:small"}))
     seen = []
 
     def fresh(model: Model) -> nn.Module:
         seen.append((model.payload, model.lineage[-1].parameters))
-        return networks.dense()
+        return kinds.dense()
 
-    unpacked(packed(after, networks.dense()), fresh)
+    unpacked(packed(after, kinds.dense()), fresh)
     assert seen == [(None, {"student": "mine:small"})]
 
 
 def test_only_numbers_are_packed() -> None:
-    after = pruned(networks.network("encoder"), 0.6)
-    line, _, _ = packed(after, networks.encoder()).partition(b"\n")
+    after = pruned(kinds.network("encoder"), 0.6)
+    line, _, _ = packed(after, kinds.encoder()).partition(b"\n")
     found = json.loads(line)["attributes"]
     heads = after.payload.layers[0].self_attn.num_heads
     assert found["layers.0.self_attn"] == dict.fromkeys(
@@ -137,14 +137,14 @@ def test_only_numbers_are_packed() -> None:
 
 
 def test_another_factory_is_refused() -> None:
-    raw = packed(pruned(networks.network("plain"), 0.3), networks.plain())
+    raw = packed(pruned(kinds.network("plain"), 0.3), kinds.plain())
     with pytest.raises(ModelError, match=r"makes other layers than before: .*features"):
-        unpacked(raw, lambda _: networks.dense())
+        unpacked(raw, lambda _: kinds.dense())
 
 
 def test_the_packed_is_not_touched() -> None:
-    after = pruned(networks.network("plain"), 0.6)
+    after = pruned(kinds.network("plain"), 0.6)
     before = copy.deepcopy(after.payload)
-    packed(after, networks.plain())
+    packed(after, kinds.plain())
     for name, tensor in after.payload.state_dict().items():
         assert torch.equal(tensor, before.state_dict()[name])

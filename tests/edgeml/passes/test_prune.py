@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 
 from edgeml.errors import PassError, RecipeError  # noqa: E402
 from edgeml.model import Model  # noqa: E402
@@ -68,7 +68,7 @@ def trained(kind: str, count: int = 256) -> Model:
     """Well on all samples; on few of them so that weights are no longer random."""
     given = {"epochs": 4 if count == ALL else 1, "batch": 32, "learning_rate": 3e-3}
     context = Context(task=few(count))
-    return load_pass("train", given)(networks.network(kind), context)
+    return load_pass("train", given)(kinds.network(kind), context)
 
 
 def prune(model: Model, task: Task | None = None, **given: Any) -> Model:
@@ -79,14 +79,14 @@ def facts(model: Model) -> dict[str, Any]:
     return model.lineage[-1].parameters
 
 
-@pytest.mark.parametrize("kind", networks.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 @pytest.mark.parametrize(
     "ratio", [0.6, *(pytest.param(r, marks=pytest.mark.long) for r in (0, 0.3, 0.9))]
 )
 def test_the_export_is_exact(kind: str, ratio: float) -> None:
     import onnxruntime
 
-    model = networks.network(kind)
+    model = kinds.network(kind)
     after = prune(model, ratio=ratio)
     graph = load_pass("export")(after)
     assert graph.lineage[-1].parameters["export_error"] <= 1e-5
@@ -103,9 +103,9 @@ def test_the_export_is_exact(kind: str, ratio: float) -> None:
         assert digest(after) == digest(model) and not told["channels"]
 
 
-@pytest.mark.parametrize("kind", networks.ALL)
+@pytest.mark.parametrize("kind", kinds.ALL)
 def test_facts_are_true(kind: str) -> None:
-    model = networks.network(kind)
+    model = kinds.network(kind)
     after = prune(model, ratio=0.5)
     told = facts(after)
     assert json.loads(json.dumps(told)) == told
@@ -147,7 +147,7 @@ def test_each_importance_chooses_others() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", networks.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_fine_tuning_brings_the_accuracy_back(kind: str) -> None:
     task = digits()
     model = trained(kind, ALL)
@@ -191,7 +191,7 @@ def test_it_is_faster() -> None:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    model = networks.network("plain")
+    model = kinds.network("plain")
     x = {"x": np.zeros((1, 1, 28, 28), np.float32)}
     sessions = [
         onnxruntime.InferenceSession(
@@ -211,13 +211,13 @@ def test_it_is_faster() -> None:
 
 def test_epochs_are_shared_by_the_rounds() -> None:
     given = {"ratio": 0.6, "rounds": 3, "epochs": 4, "batch": 32}
-    told = facts(prune(networks.network("dense"), few(), **given))["fine_tuned"]
+    told = facts(prune(kinds.network("dense"), few(), **given))["fine_tuned"]
     assert [one["epochs_run"] for one in told] == [1, 1, 2]
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """A second run finds the checkpoints of the first and trains nothing again."""
-    model = networks.network("dense")
+    model = kinds.network("dense")
     given = {"ratio": 0.6, "rounds": 2, "epochs": 2, "batch": 32}
     task = replace(few(), work=tmp_path)
     undisturbed = prune(model, few(), **given)
@@ -230,7 +230,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_the_multiple_is_the_targets_unless_told() -> None:
-    model, task = networks.network("plain"), replace(few(), channel_multiple=32)
+    model, task = kinds.network("plain"), replace(few(), channel_multiple=32)
     assert facts(prune(model, task, ratio=0.5))["multiple"] == 32
     told = facts(prune(model, task, ratio=0.5, channel_multiple=4, scope="layer"))
     assert told["multiple"] == 4
@@ -272,7 +272,7 @@ def test_single_weights_stay_zero_and_nothing_is_faster() -> None:
 )
 def test_refusals(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(PassError, match=reason):
-        prune(networks.network("residual"), **given)
+        prune(kinds.network("residual"), **given)
 
 
 def test_parameters_are_checked() -> None:
@@ -281,7 +281,7 @@ def test_parameters_are_checked() -> None:
 
 
 def test_frozen_layers_stay_frozen() -> None:
-    model = networks.network("plain")
+    model = kinds.network("plain")
     model.payload.features.requires_grad_(False)
     after = prune(model, few(), ratio=0.5, importance="taylor")
     frozen = [n for n, p in after.payload.named_parameters() if not p.requires_grad]
@@ -292,9 +292,9 @@ def test_frozen_layers_stay_frozen() -> None:
 def test_a_model_that_came_as_onnx() -> None:
     from edgeml.graphs.torched import module_of
 
-    model = module_of(load_pass("export")(networks.network("depthwise")))
+    model = module_of(load_pass("export")(kinds.network("depthwise")))
     after = prune(model, ratio=0.6)
-    whole = facts(prune(networks.network("depthwise"), ratio=0.6))
+    whole = facts(prune(kinds.network("depthwise"), ratio=0.6))
     assert facts(after)["macs_after"] < 1.3 * whole["macs_after"]
     graph = load_pass("export")(after)
     assert graph.lineage[-1].parameters["export_error"] <= 1e-5

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
@@ -30,7 +30,7 @@ def by_name(module: nn.Module) -> dict:
 
 
 def test_channels_of_a_plain_network_are_by_themselves() -> None:
-    groups = by_name(networks.plain())
+    groups = by_name(kinds.plain())
     assert [group.count for group in groups.values()] == [32, 64, 96, 96, 64]
     flattened = next(
         slot for slot in groups["features.6.0"].slots if slot.layer == "hidden"
@@ -39,7 +39,7 @@ def test_channels_of_a_plain_network_are_by_themselves() -> None:
 
 
 def test_an_addition_ties_a_stage() -> None:
-    group = by_name(networks.residual())["blocks.1.second.0"]
+    group = by_name(kinds.residual())["blocks.1.second.0"]
     assert set(group.makers) == {
         "blocks.1.second.0", "blocks.1.shortcut.0", "blocks.2.second.0",
     }  # fmt: skip
@@ -47,7 +47,7 @@ def test_an_addition_ties_a_stage() -> None:
 
 
 def test_a_channel_goes_through_the_depthwise_convolution() -> None:
-    module = networks.depthwise()
+    module = kinds.depthwise()
     group = by_name(module)["blocks.1.expand.0"]
     assert "blocks.1.depthwise.0" in group.layers
     cut(module, [group], {group.name: [0, 5]})
@@ -56,36 +56,36 @@ def test_a_channel_goes_through_the_depthwise_convolution() -> None:
 
 
 def test_a_concatenation_shifts() -> None:
-    group = by_name(networks.dense())["first.0"]
+    group = by_name(kinds.dense())["first.0"]
     places = {slot.layer: slot.places[0] for slot in group.slots}
     assert places["second.0"] == (32,) and places["head"] == (32,)
 
 
 def test_heads_of_ones_own_go_by_themselves() -> None:
-    groups = by_name(networks.transformer())
+    groups = by_name(kinds.transformer())
     assert groups["layers.0.attention"].heads
     assert groups["layers.0.attention"].count == 4
     assert groups["patches"].unit == 1 and not groups["patches"].tied
 
 
 def test_heads_of_torchs_layers_share_the_stream() -> None:
-    stream = by_name(networks.encoder())["patches"]
+    stream = by_name(kinds.encoder())["patches"]
     assert stream.unit == 16
     assert [one.name for one in stream.tied] == [
         "layers.0.self_attn", "layers.1.self_attn",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", networks.ALL)
+@pytest.mark.parametrize("kind", kinds.ALL)
 def test_only_the_output_is_refused(kind: str) -> None:
-    refused = found(networks.ALL[kind]()).refused
+    refused = found(kinds.ALL[kind]()).refused
     assert refused.keys() == {"head"}
     assert "the model's output" in refused["head"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual", "depthwise", "dense"])
 def test_cutting_equals_zeros(kind: str) -> None:
-    module = networks.ALL[kind]()
+    module = kinds.ALL[kind]()
     groups = found(module).groups
     gone = {group.name: list(range(0, group.count, 3)) for group in groups}
     smaller, zeroed = copy.deepcopy(module), copy.deepcopy(module)
@@ -265,12 +265,12 @@ class Random(nn.Module):
     def __init__(self, steps: list[tuple[str, int]]) -> None:
         super().__init__()
         self.steps = steps
-        self.stem = networks.conv(1, 6, 3, 4)
+        self.stem = kinds.conv(1, 6, 3, 4)
         width, layers = 6, []
         for kind, wide in steps:
             wide = width if kind in ("add", "depthwise") else wide
             groups = width if kind == "depthwise" else 1
-            layers.append(networks.conv(width, wide, 3, groups=groups))
+            layers.append(kinds.conv(width, wide, 3, groups=groups))
             width = width + wide if kind == "concat" else wide
         self.layers = nn.ModuleList(layers)
         # DepGraph does not follow a flattened concatenation: that is a case of its own
@@ -298,7 +298,7 @@ STEPS = st.lists(st.tuples(KINDS, st.integers(2, 9)), min_size=1, max_size=5)
 )  # fmt: skip
 @given(STEPS, st.randoms(use_true_random=False))
 def test_any_network_is_followed_exactly(steps: list, random: object) -> None:
-    module = networks.seeded(lambda: Random(steps))
+    module = kinds.seeded(lambda: Random(steps))
     result = found(module)
     assert result.refused.keys() == {"head"}
     made = [name for group in result.groups for name in group.makers]

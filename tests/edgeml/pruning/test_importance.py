@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 
 from edgeml.pruning.cutting import mask  # noqa: E402
 from edgeml.pruning.groups import find  # noqa: E402
@@ -24,7 +24,7 @@ def groups_of(module: torch.nn.Module) -> list:
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_small_weights_matter_least(power: int) -> None:
-    module = networks.residual()
+    module = kinds.residual()
     with torch.no_grad():
         module.blocks[0].first[0].weight[[3, 7]] *= 1e-3
         module.blocks[0].second[0].weight[:, [3, 7]] *= 1e-3
@@ -34,7 +34,7 @@ def test_small_weights_matter_least(power: int) -> None:
 
 
 def test_norms_are_those_of_the_definition() -> None:
-    module = networks.plain()
+    module = kinds.plain()
     groups = groups_of(module)
     hidden, head = module.hidden.weight.detach(), module.head.weight.detach()
     for power in (1, 2):
@@ -45,7 +45,7 @@ def test_norms_are_those_of_the_definition() -> None:
 
 
 def test_a_flattened_channel_sums_its_nine_numbers() -> None:
-    module = networks.plain()
+    module = kinds.plain()
     groups = groups_of(module)
     with torch.no_grad():
         module.hidden.weight[:, 45:54] = 0
@@ -54,7 +54,7 @@ def test_a_flattened_channel_sums_its_nine_numbers() -> None:
 
 
 def test_a_batch_norms_scale() -> None:
-    module = networks.plain()
+    module = kinds.plain()
     groups = groups_of(module)
     with torch.no_grad():
         module.features[2][1].weight.copy_(torch.arange(64.0) - 32)
@@ -66,7 +66,7 @@ def test_a_batch_norms_scale() -> None:
 
 
 def test_taylor_tells_the_change_of_the_loss() -> None:
-    module = networks.transformer()
+    module = kinds.transformer()
     groups = groups_of(module)
     module.double()
     labels = torch.arange(64) % 10
@@ -94,7 +94,7 @@ def test_taylor_tells_the_change_of_the_loss() -> None:
 
 
 def test_heads_are_ranked() -> None:
-    module = networks.encoder()
+    module = kinds.encoder()
     groups = groups_of(module)
     with torch.no_grad():
         module.layers[0].self_attn.in_proj_weight[16:32] *= 0.01

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 
 from device_agent.contract.tensors import TensorSpec  # noqa: E402
 from edgeml.errors import PassError  # noqa: E402
@@ -16,7 +16,7 @@ X = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def pruned(kind: str, **order: object) -> Pruner:
-    pruner = Pruner(networks.ALL[kind](), (X,), Order(**order))
+    pruner = Pruner(kinds.ALL[kind](), (X,), Order(**order))
     pruner.round(1.0)
     return pruner
 
@@ -28,7 +28,7 @@ def test_channels_before_and_after() -> None:
 
 
 def test_what_is_kept_is_not_touched() -> None:
-    before = networks.residual().blocks[1].second[0].weight
+    before = kinds.residual().blocks[1].second[0].weight
     pruner = pruned("residual", ratio=0.5, keep=["blocks.1.second"])
     after = pruner.module.blocks[1].second[0].weight
     assert torch.equal(before, after)
@@ -95,7 +95,7 @@ def test_bn_scale_has_nothing_to_say_of_a_layer_without() -> None:
 
 
 def test_rounds_come_to_the_same_share() -> None:
-    pruner = Pruner(networks.depthwise(), (X,), Order(0.5, scope="layer"))
+    pruner = Pruner(kinds.depthwise(), (X,), Order(0.5, scope="layer"))
     for part in (0.25, 0.5, 0.75, 1.0):
         pruner.round(part)
         pruner.module(X)
@@ -104,7 +104,7 @@ def test_rounds_come_to_the_same_share() -> None:
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    module = networks.plain()
+    module = kinds.plain()
     with torch.no_grad():
         module.hidden.weight[0, 0] = torch.nan
     with pytest.raises(PassError, match="its weights or gradients are not finite"):

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import networks  # noqa: E402
+import kinds  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgeml.pruning.size import macs_of, parameters_of  # noqa: E402
@@ -21,5 +21,5 @@ def test_of_torchs_own_encoder_layer() -> None:
     tokens, width, hidden = 49, 64, 256
     projections = 4 * width * width + 2 * width * hidden
     layer = projections * tokens + 2 * tokens * tokens * width
-    found = macs_of(networks.encoder(), (torch.zeros(1, 1, 28, 28),))
+    found = macs_of(kinds.encoder(), (torch.zeros(1, 1, 28, 28),))
     assert found == 2 * layer + 16 * width * tokens + width * 10

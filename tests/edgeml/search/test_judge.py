@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from timings import Timings
 
@@ -184,3 +185,11 @@ def test_half_is_drawn_by_the_seed_and_keeps_the_order() -> None:
     assert ids == sorted(ids) and len(set(ids)) == 50
     assert half.classes == ("a",)
     assert len(half_of(Dataset(whole.samples[:1]), 0)) == 1
+
+
+def test_a_target_whose_device_is_not_here_is_not_searched(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("the device is here")
+    path = written(tmp_path, "", "gpu-cuda")
+    with pytest.raises(BackendError, match="a machine that has the device"):
+        ground(path).stage(read_recipe(path), load_target("gpu-cuda"))

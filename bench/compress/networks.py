@@ -24,11 +24,11 @@ def mnist_teacher() -> nn.Module:
 
 
 def mnist_student() -> nn.Module:
-    """24 k parameters, 1.2 M multiplications; the same input and output."""
+    """71 k parameters, 1.8 M multiplications; the same input and output."""
     return _seeded(
         block1=_conv(1, 16, stride=2), block2=_conv(16, 32, stride=2),
-        block3=_conv(32, 64), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
-        answer=nn.Linear(64, CLASSES),
+        block3=_conv(32, 64), block4=_conv(64, 64, stride=2), flatten=nn.Flatten(),
+        answer=nn.Linear(64 * 4 * 4, CLASSES),
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 1. Inputs and outputs stay as they are; what stays in between is smaller tensors, so
    every runtime is faster for it. What cannot be pruned is told with its reason.
-2. ``rounds`` times: cut a part, then fine-tune. The epochs are those of all rounds
-   together; the last rounds get what does not divide.
+2. ``rounds`` times: cut a part, take batch norms' statistics anew where there are
+   samples, then fine-tune. The epochs are those of all rounds together; the last rounds
+   get what does not divide.
 3. ``structured = false`` zeroes single weights, and holds them at zero while it
    fine-tunes. No runtime here is faster for that; the lineage says so.
 
@@ -22,6 +23,7 @@ from ..intake.modules import named_outputs
 from ..model import Level, Model, Step
 from ..pruning import sparsity
 from ..pruning.pruner import Order, Pruner, example_of, known_layers
+from ..pruning.recalibration import recalibrate
 from ..pruning.size import macs_of, parameters_of
 from ..training.batches import Batches
 from ..training.hooks import augmentation
@@ -32,6 +34,7 @@ from .base import Context, Pass
 MULTIPLE = 16
 """Of channel counts where neither recipe nor task says: vectors of 8 and 16 floats."""
 TAYLOR_BATCHES = 8
+NORM_BATCHES = 32
 NO_FASTER = (
     "no faster: zeros are computed like other numbers; only the compressed bundle is "
     "smaller"
@@ -119,12 +122,13 @@ class _Work:
                 own["keep"], multiple,
             ),
         )  # fmt: skip
-        tuned = []
+        tuned, norms = [], 0
         for number in range(own["rounds"]):
             self._say(f"round {number + 1} of {own['rounds']}")
             pruner.round((number + 1) / own["rounds"], self._backward)
             if number + 1 == own["rounds"]:
                 pruner.check()
+            norms = self._recalibrated() if pruner.changed() else 0
             tuned += self._tuned(number)
         return {
             "parameters_before": before[0],
@@ -134,6 +138,7 @@ class _Work:
             "multiple": multiple,
             "channels": pruner.changed(),
             "not_pruned": pruner.unchanged(),
+            "norms_recalibrated": norms,
             "fine_tuned": tuned,
         }
 
@@ -206,6 +211,18 @@ class _Work:
             module.zero_grad(set_to_none=True)
             for one in frozen:
                 one.requires_grad_(False)
+
+    def _recalibrated(self) -> int:
+        """Take the statistics of batch norms anew; of how many."""
+        task = self._task
+        if task is None or not len(task.train):
+            return 0
+        names = [spec.name for spec in self._model.inputs]
+        batches = Batches(task.train, self._own["batch"], task.seed).epoch(0)
+        return recalibrate(
+            self._module,
+            ([one.inputs[n] for n in names] for one in islice(batches, NORM_BATCHES)),
+        )
 
     def _tuned(self, number: int, masks: dict[str, Any] | None = None) -> list[Any]:
         """Fine-tune after a round; what the training came to, in a list, or nothing."""

@@ -2,12 +2,15 @@
 
 | name | a channel's score |
 |---|---|
-| ``l1``, ``l2`` | norm of all weights that make it or read it, each layer by its own mean |
-| ``taylor`` | (Σ weight · gradient)² over all weights that read it: the first-order change of the loss when it goes (Molchanov et al., 2019) |
+| ``l1``, ``l2`` | norm of the weights that make it, times that of those that read it |
+| ``taylor`` | (Σ weight · gradient)² over all weights that read it |
 | ``bn_scale`` | size of its batch norm's scale (Liu et al., 2017) |
 
-All but ``taylor`` are in parts of the group's mean: they can be compared between groups.
-"""  # noqa: E501 - a table
+1. A batch norm divides the norm of the weights before it out again: where there is one,
+   ``l1`` and ``l2`` take its scale in their place.
+2. ``taylor`` is the first-order change of the loss when the channel goes (Molchanov et
+   al., 2019). The others are in parts of the group's mean; so groups can be compared.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,20 +26,22 @@ from .slots import Slot
 
 Scores = dict[str, Array]
 """Group → one score per channel (or head); more is more important."""
+_TINY = 1e-12
+_WEIGHTS = ("weight", "in_proj_weight")
 
 
 def magnitude(module: Any, groups: Sequence[Group], power: int) -> Scores:
     """L1 (``power`` 1) or L2 (2) norms."""
     scores = {}
     for group in flattened(groups):
-        parts = []
-        for slot in group.slots:
-            if slot.role in ("makes", "reads"):
-                name, dim = slot.tensors[0]
-                size = tensor_of(module, name).detach().abs() ** power
-                norm = _sums(size, dim, slot) ** (1 / power)
-                parts.append(norm / max(norm.mean(), 1e-12))
-        scores[group.name] = np.mean(parts, axis=0)
+        made = _norms(module, group, "scales", power)
+        if made is None:
+            made = _norms(module, group, "makes", power)
+        read = _norms(module, group, "reads", power)
+        score = np.ones(group.count)
+        for norms in (made, read):
+            score = score if norms is None else score * norms
+        scores[group.name] = score / max(score.mean(), _TINY)
     return scores
 
 
@@ -44,16 +49,24 @@ def norm_scale(module: Any, groups: Sequence[Group]) -> tuple[Scores, list[str]]
     """Batch norms' scales, and the groups that have none."""
     scores, without = {}, []
     for group in flattened(groups):
-        parts = [
-            _sums(tensor_of(module, slot.tensors[0][0]).detach().abs(), 0, slot)
-            for slot in group.slots
-            if slot.role == "scales" and slot.tensors[0][0].endswith(".weight")
-        ]
-        if parts:
-            scores[group.name] = np.mean([p / max(p.mean(), 1e-12) for p in parts], 0)
-        else:
+        found = _norms(module, group, "scales", 1)
+        if found is None:
             without.append(group.name)
+        else:
+            scores[group.name] = found
     return scores, without
+
+
+def _norms(module: Any, group: Group, role: str, power: int) -> Array | None:
+    """Per channel, the norm of the weights in that role, each layer by its mean."""
+    parts = []
+    for slot in group.slots:
+        name, dim = slot.tensors[0] if slot.tensors else ("", 0)
+        if slot.role == role and name.rpartition(".")[2] in _WEIGHTS:
+            size = tensor_of(module, name).detach().abs() ** power
+            norm = _sums(size, dim, slot) ** (1 / power)
+            parts.append(norm / max(norm.mean(), _TINY))
+    return np.mean(parts, axis=0) if parts else None
 
 
 def taylor(module: Any, groups: Sequence[Group], backward: Iterable[None]) -> Scores:

@@ -39,9 +39,22 @@ def test_norms_are_those_of_the_definition() -> None:
     hidden, head = module.hidden.weight.detach(), module.head.weight.detach()
     for power in (1, 2):
         made, read = hidden.norm(power, dim=1), head.norm(power, dim=0)
-        wanted = (made / made.mean() + read / read.mean()) / 2
+        wanted = made * read / (made * read).mean()
         found = magnitude(module, groups, power)["hidden"]
         np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5)
+
+
+def test_weights_before_a_batch_norm_say_nothing() -> None:
+    module = kinds.residual()
+    groups = groups_of(module)
+    before = magnitude(module, groups, 2)["blocks.0.first.0"]
+    with torch.no_grad():
+        module.blocks[0].first[0].weight[3] *= 1e-3
+    after = magnitude(module, groups, 2)["blocks.0.first.0"]
+    np.testing.assert_array_equal(before, after)
+    with torch.no_grad():
+        module.blocks[0].first[1].weight[3] *= 1e-3
+    assert magnitude(module, groups, 2)["blocks.0.first.0"].argmin() == 3
 
 
 def test_a_flattened_channel_sums_its_nine_numbers() -> None:

@@ -21,12 +21,14 @@ from calibration.dataset import DataError
 from device_agent.contract.errors import DeviceError
 from targets.profile import ProfileError
 
-from .errors import EdgemlError, PassError, one_line
+from .errors import EdgemlError, MachineLacks, PassError, one_line
 from .progress import Progress
 
 KNOWN = (EdgemlError, DataError, DeviceError, ProfileError)
 """What is raised on purpose: it arrives as what it was."""
 _LOG_BYTES = 4000
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What no process sends itself: it was somebody, or the kernel for want of memory."""
 
 
 def run_apart(function: str, argument: object, progress: Progress) -> None:
@@ -37,6 +39,7 @@ def run_apart(function: str, argument: object, progress: Progress) -> None:
     Raises:
         EdgemlError, DataError, ProfileError, DeviceError: what the child raised.
         PassError: the child died, or had a bug; names what it was doing.
+        MachineLacks: it was killed from outside: nothing is wrong with what it did.
     """
     stage = "starting"
     child = subprocess.Popen(
@@ -75,12 +78,22 @@ def run_apart(function: str, argument: object, progress: Progress) -> None:
     if bug:
         raise PassError(f"the process that trains failed at: {stage}: {bug}")
     if code:
-        what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        said = one_line(log.text().splitlines()[-1], 200) if log.text() else ""
-        raise PassError(
-            f"the process that trains died of {what} while it was at: {stage}"
-            + (f" ({said})" if said else "")
+        raise _death(code, stage, log.text())
+
+
+def _death(code: int, stage: str, log: str) -> EdgemlError:
+    """Why a child ended without a word."""
+    if -code in _FROM_OUTSIDE:
+        return MachineLacks(
+            f"the process that trains was ended by {signal.Signals(-code).name} while "
+            f"it was at: {stage}; by somebody, or by the kernel for want of memory. "
+            "Run the same again: it goes on from its last checkpoint"
         )
+    what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    said = f" ({one_line(log.splitlines()[-1], 200)})" if log else ""
+    return PassError(
+        f"the process that trains died of {what} while it was at: {stage}{said}"
+    )
 
 
 class _Tail:

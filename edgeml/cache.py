@@ -137,10 +137,15 @@ def sweep(folder: Path) -> None:
 
 
 class Cache:
-    """Results of stages in one folder."""
+    """Results of stages in one folder.
+
+    A process that it is sent to looks where this one does, even if somebody edits the
+    program meanwhile.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._source = source_digest()
 
     def key(self, stage: str, **inputs: object) -> str:
         """The key of ``stage`` for these inputs, tools and this source."""
@@ -149,7 +154,7 @@ class Cache:
                 "stage": stage,
                 "inputs": inputs,
                 "tools": tool_versions(),
-                "source": source_digest(),
+                "source": self._source,
             }
         )
 

@@ -1,6 +1,7 @@
 """The cache of stages: whole entries or none, keys of everything, damage remade."""
 
 import os
+import pickle
 import signal
 import stat
 import subprocess
@@ -114,7 +115,7 @@ def test_a_key_changes_with_the_tools_and_with_the_source(
 ) -> None:
     before = cache.key("lower", model="a")
     monkeypatch.setattr(f"edgeml.cache.{name}", lambda: "another")
-    assert cache.key("lower", model="a") != before
+    assert Cache(cache.folder).key("lower", model="a") != before
 
 
 def test_versions_are_of_tools_that_are_installed() -> None:
@@ -304,3 +305,13 @@ def test_a_closed_folder_is_refused_before_any_work(
     monkeypatch.setattr("edgeml.cache.os.access", lambda *_: False)
     with pytest.raises(UsageError, match="not open to you"):
         check_writable(closed / "out")
+
+
+def test_a_cache_that_was_sent_finds_what_its_sender_finds(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody edits the program while a build trains in another process."""
+    raw = pickle.dumps(cache)
+    monkeypatch.setattr("edgeml.cache.source_digest", lambda: "edited")
+    assert pickle.loads(raw).key("stage", a=1) == cache.key("stage", a=1)
+    assert Cache(cache.folder).key("stage", a=1) != cache.key("stage", a=1)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from .conftest import ROOT, edgeml
-from .digits import recipe, write
+from commands import ROOT, edgeml
+from digits import recipe, write
 
 TARGETS = ("cpu-x86_64", "openvino-cpu")
 

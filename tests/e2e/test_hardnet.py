@@ -8,8 +8,7 @@ from typing import Any
 import hardnet
 import numpy as np
 import pytest
-
-from .conftest import Done, edgeml
+from commands import Done, edgeml
 
 pytestmark = pytest.mark.long
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .conftest import ROOT, edgeml
+from commands import ROOT, edgeml
 
 pytest.importorskip("neural_compressor")
 
@@ -38,7 +37,7 @@ def test_a_recipe_that_names_inc_gets_its_candidates_evaluated(tmp_path: Path) -
 
 
 def test_a_model_that_came_as_onnx_says_so(tmp_path: Path) -> None:
-    from .digits import recipe, write
+    from digits import recipe, write
 
     write(tmp_path)
     extra = '[quantize]\nquantizers = ["inc"]'

@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("litert_torch", reason="litert-torch converts")
 pytest.importorskip("ai_edge_quantizer")
 
+from commands import RECIPES, ROOT, edgeml, need
+
 from calibration.dataset import DataSource, load
 from device_agent.__main__ import main as agent
 from device_agent.contract import machine
@@ -21,8 +23,6 @@ from device_agent.runtimes import runtime
 from edgeml import armv7
 from edgeml.graphs.lowering import lower
 from edgeml.intake.importer import load_model
-
-from .conftest import RECIPES, ROOT, edgeml, need
 
 DIGITS = ROOT / "demo" / "digits"
 

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import bundles
 import pytest
+from commands import ROOT
 from malformed import bundlefiles, onnxfiles, projects
 from typer.testing import CliRunner
 
 from edgeml.cli import app
-
-from .conftest import ROOT
 
 LINE_CHARS_MAX = 600
 MODELS = (

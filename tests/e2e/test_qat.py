@@ -7,9 +7,8 @@ from typing import Any
 import hardnet
 import numpy as np
 import pytest
+from commands import edgeml
 from sklearn.datasets import load_digits
-
-from .conftest import edgeml
 
 pytestmark = pytest.mark.long
 pytest.importorskip("torch")

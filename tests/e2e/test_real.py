@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from .conftest import RECIPES, edgeml, need
+from commands import RECIPES, edgeml, need
 
 SLOW = pytest.mark.slow
 

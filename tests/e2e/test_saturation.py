@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from commands import ROOT, edgeml
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.contract import machine
 from device_agent.contract.bundle import read_bundle
-
-from .conftest import ROOT, edgeml
 
 pytestmark = pytest.mark.long
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import RECIPES, ROOT, Done, edgeml
 
 from edgeml.backends.onnxruntime import OnnxRuntimeBackend
 from edgeml.candidate import QuantizeOptions
 from edgeml.passes import load_pass
 from edgeml.workbench import sqnr_db
 from targets.profile import load_target
-
-from .conftest import RECIPES, ROOT, Done, edgeml
 
 torch = pytest.importorskip("torch")
 

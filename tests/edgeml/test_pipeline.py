@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from digits import recipe, write
 from timings import Timings
 
 from device_agent.contract import machine
@@ -14,8 +15,6 @@ from edgeml.pipeline import Build, Place, failure, host_refusals
 from edgeml.progress import Silent
 from edgeml.report import read_report
 from targets.profile import load_target
-
-from ..e2e.digits import recipe, write
 
 QUICK = '[quantize]\nquantizers = ["ort"]\nmethods = ["minmax"]\n'
 

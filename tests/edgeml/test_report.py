@@ -1,24 +1,20 @@
 """The report: complete, documented, deterministic, and safe to open."""
 
 import json
-import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from outcomes import outcome
+from pages import Page
 
 from edgeml.errors import InputError
 from edgeml.outcome import BuildOutcome, Evaluation, Flip, TargetOutcome
 from edgeml.report import read_report, report_html, report_json, summary_lines
 from edgeml.report.document import metric_change
 from edgeml.report.page import coverage
-from edgeml.report.plots import Bounds, Curve, Point, candidates_plot, latency_plot
 from edgeml.report.schema import fields
 from edgeml.report.sections import tiles, view
 from edgeml.report.words import (
@@ -48,39 +44,6 @@ def build() -> BuildOutcome:
 @pytest.fixture(scope="module")
 def page(build) -> str:
     return report_html(build).decode()
-
-
-class Page(HTMLParser):
-    """Collects tags, checks that they nest, and keeps visible text."""
-
-    VOID = frozenset({"meta", "br", "wbr", "img", "link", "input", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def paths(value, prefix=""):
@@ -384,63 +347,6 @@ def test_coverage_of_very_many_classes_is_summed_up():
     assert rows[1]["value"] == "100.0 %"
 
 
-# plots
-
-
-POINT = st.builds(
-    Point,
-    number=st.integers(1, 40),
-    name=st.text(max_size=20),
-    status=st.sampled_from(["chosen", "fits", "missed", "slower"]),
-    latency_ms=st.floats(1e-4, 1e4),
-    score=st.floats(-10, 10),
-    size_bytes=st.integers(1, 10**9),
-)
-
-
-@given(
-    st.lists(POINT, min_size=1, max_size=12),
-    st.floats(-10, 10),
-    st.none() | st.floats(0, 5),
-    st.none() | st.floats(1e-3, 1e3),
-    st.sampled_from(["higher", "lower"]),
-)
-def test_plot_stays_in_its_frame(points, oracle, drop, limit, better):
-    sign = 1 if better == "higher" else -1
-    bounds = Bounds(
-        oracle, None if drop is None else oracle - sign * drop, limit, better
-    )
-    svg = candidates_plot(
-        points, bounds, lambda value: f"{value:.3g}", ident="p", width=340, height=330
-    )
-    parsed = Page(str(svg))
-    circles = [a for tag, a in parsed.tags if tag == "circle"]
-    assert all(math.isfinite(float(a["cx"])) for a in circles)
-    assert all(52 <= float(a["cx"]) <= 326 for a in circles)
-    assert all(26 <= float(a["cy"]) <= 290 for a in circles)
-
-
-def test_a_candidate_far_off_sits_on_the_edge_with_its_value():
-    points = [
-        Point(n, f"c{n}", "fits", 1.0 + n / 10, score, 1000)
-        for n, score in enumerate([0.9, 0.895, 0.893, 0.1])
-    ]
-    bounds = Bounds(0.9, 0.89, None, "higher")
-    svg = str(
-        candidates_plot(
-            points, bounds, lambda v: f"{v:.2f}", ident="p", width=900, height=400
-        )
-    )
-    assert svg.count("<circle") == 3
-    assert "3: 0.10" in svg
-
-
-@given(st.lists(st.floats(1e-4, 1e3), min_size=3, max_size=21))
-def test_latency_plot_takes_any_quantiles(values):
-    curve = Curve("a", "now", tuple(sorted(values)))
-    Page(str(latency_plot([curve, curve], ident="l", width=340, height=230)))
-
-
 # words
 
 
@@ -497,12 +403,3 @@ def test_a_search_in_a_line(build):
     assert "search: 6 of 96 points, 4 on the front, best prune 0.3" in "\n".join(
         summary_lines(build)
     )
-
-
-def test_a_crowded_plot_names_some_and_draws_all():
-    points = [Point(n, f"p{n}", "fits", 1 + n / 10, 0.9, 100) for n in range(1, 31)]
-    bounds = Bounds(0.9, 0.89, None, "higher")
-    svg = candidates_plot(points, bounds, str, ident="x", width=900, height=400,
-                          named={1, 2})  # fmt: skip
-    assert svg.count("<circle") == 30
-    assert svg.count('class="label') == 2

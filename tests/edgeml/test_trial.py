@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import FP32, bench, reference, small, static
 from onnx import TensorProto, numpy_helper
 from timings import FLOAT_MS, Timings
 
@@ -20,8 +21,6 @@ from edgeml.recipes.recipe import Budget
 from edgeml.trial import NOT_SHIPPED, Trial, Verdict
 from edgeml.tuning import Tuner
 from edgeml.workbench import Workbench
-
-from .benches import FP32, bench, reference, small, static
 
 DEFAULT = Spec("int8 ort default", "int8", "ort", {"kind": "default"})
 MINMAX = static("int8 minmax u8s8")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from digits import write
 
 from edgeml.cache import Cache
 from edgeml.errors import PassError, RecipeError
@@ -18,8 +19,6 @@ from edgeml.progress import Silent
 from edgeml.quantizers import ort
 from edgeml.recipes.recipe import read_recipe
 from edgeml.tuning import Tuner, activations, tuner_of
-
-from ..e2e.digits import write
 
 pytest.importorskip("torch")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import FP32, bench, reference, static
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -12,8 +13,6 @@ from device_agent.contract.tensors import Array
 from edgeml.candidate import Artifact
 from edgeml.errors import BackendError
 from edgeml.workbench import packed, sqnr_db, unpacked
-
-from .benches import FP32, bench, reference, static
 
 INT8 = static("int8 minmax u8s8")
 tensors = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from benches import reference, subject
 from onnx import TensorProto, helper, numpy_helper
 from timings import Timings
 
@@ -34,7 +35,6 @@ from edgeml.trial import Trial, Verdict
 from edgeml.workbench import Workbench
 from targets.profile import load_target
 
-from ..benches import reference, subject
 from ..bundling.test_packing import Shipment, shipment, static
 
 TARGETS = ("gpu-cuda", "gpu-tensorrt", "jetson-orin")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import FP32, bench, reference, static, subject
+from digits import recipe
 
 from calibration.dataset import Dataset, Sample
 from device_agent.contract.bundle import Bundle, read_bundle
@@ -26,9 +28,6 @@ from edgeml.recipes.feeds import Preparer
 from edgeml.recipes.recipe import Budget, read_recipe
 from edgeml.trial import Trial
 from edgeml.workbench import Subject, Workbench
-
-from ...e2e.digits import recipe
-from ..benches import FP32, bench, reference, static, subject
 
 INT8 = static("int8 minmax u8s8")
 DIGEST = "c4" * 32

@@ -1,10 +1,9 @@
 """What a graph costs, and what its last layer sees."""
 
 import numpy as np
+from benches import CHANNELS, subject
 
 from edgeml.graphs.graph import embeddings, summary
-
-from ..benches import CHANNELS, subject
 
 
 def test_the_summary_counts_operators_work_and_weights() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from digits import model as digits_model
+from digits import splits
 from hardnet import HardNet, hardnet
 from sklearn.datasets import load_digits
 
@@ -23,9 +25,6 @@ from edgeml.passes import load_pass
 from edgeml.passes.base import Context, digest
 from edgeml.training.task import Samples, Task, hold_out
 from targets.profile import load_target
-
-from ...e2e.digits import model as digits_model
-from ...e2e.digits import splits
 
 torch = pytest.importorskip("torch")
 

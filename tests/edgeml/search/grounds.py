@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import mkdtemp
 
+from digits import recipe, write
 from timings import Timings
 
 from edgeml.cache import Cache
@@ -18,8 +19,6 @@ from edgeml.search.judge import Judge, base_of
 from edgeml.search.space import Point
 from edgeml.search.variation import varied
 from targets.profile import load_target
-
-from ...e2e.digits import recipe, write
 
 TARGET = "cpu-x86_64"
 QUICK = '[quantize]\nquantizers = ["ort"]\nmethods = ["minmax"]\n'

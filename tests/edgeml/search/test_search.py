@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import Heard
+from commands import ROOT, edgeml
 from timings import Timings
 
 from edgeml.outcome import BuildOutcome, SearchOutcome, TargetOutcome
@@ -22,8 +24,6 @@ from edgeml.search import search as searching
 from edgeml.search.search import Limits, Search
 from edgeml.search.space import Point
 
-from ...e2e.conftest import ROOT, edgeml
-from ..benches import Heard
 from .grounds import place, written
 
 SMALL = "[search]\ntrials = 6\nsamples = [24, 32]\nkeep = [0, 1]\n"

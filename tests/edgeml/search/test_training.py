@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ...e2e.conftest import ROOT, Done, edgeml
-from ...e2e.digits import splits
+from commands import ROOT, Done, edgeml
+from digits import splits
 
 pytestmark = pytest.mark.long
 

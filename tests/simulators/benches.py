@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from digits import model, splits
 from timings import Timings
 
 from calibration.dataset import Dataset, Sample
@@ -22,8 +23,6 @@ from edgeml.recipes.feeds import Prepared, Preparer
 from edgeml.recipes.recipe import MetricOptions
 from edgeml.workbench import Reference, Subject, Workbench, evaluate_split
 from targets.profile import Target, load_target
-
-from ..e2e.digits import model, splits
 
 CHANNELS = 8
 CALIBRATION, VALIDATION = 24, 100

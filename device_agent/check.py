@@ -18,6 +18,10 @@ emulator - it is reported, and the report says that it was not gated.
 A build host may look at a bundle for another architecture (``any_arch``): where the
 runtime has the same kernels for both, its numbers are the same. That says nothing of
 CPU features, so a device never does it.
+
+Under an emulator (``emulated``) every step but the last is as on the device. Time and
+memory are the emulator's, too: neither is gated, latency is not even reported, and each
+input is run once; whoever emulates measures memory from outside.
 """
 
 import re
@@ -32,7 +36,7 @@ import numpy as np
 
 from .contract import machine
 from .contract.bundle import Bundle, BundleLimits, read_bundle, unpack
-from .contract.errors import ArtifactError, BundleError, MachineError
+from .contract.errors import ArtifactError, BundleError, IsaError, MachineError
 from .contract.golden import Golden, GoldenReport, judge, read_golden
 from .contract.manifest import Manifest
 from .runtimes import runtime as runtime_named
@@ -41,6 +45,10 @@ from .runtimes.probe import ProbeLimits, ProbeRequest, ProbeResult, probe
 
 OK, GATE, REFUSED, LACKS = 0, 3, 4, 5
 """Exit codes; 1 (a difference) and 2 (usage) are not for a check to give."""
+
+
+EMULATED = ProbeLimits(cpu_s=86_400, wall_s=86_400.0)
+"""Limits under an emulator, which is slow; whoever started it holds the clock."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,13 @@ class CheckOptions:
 
     ``features`` stands in for this machine's CPU features (an Arm emulator that shows
     its host's /proc/cpuinfo needs that); None: those found. ``any_arch``: step 2 looks
-    past another architecture than this machine's.
+    past another architecture than this machine's. ``emulated``: this machine is.
     """
 
     features: Collection[str] | None = None
     gate_latency: bool = False
     any_arch: bool = False
+    emulated: bool = False
     runs: int = 100
     seconds: float = 2.0
     bundle_limits: BundleLimits = field(default_factory=BundleLimits)
@@ -87,6 +96,7 @@ class CheckReport:
     arch: str | None = None
     foreign: bool = False
     """Whether it is for another architecture than this machine's."""
+    emulated: bool = False
     isa_requires: tuple[str, ...] = ()
     isa_missing: tuple[str, ...] = ()
     runtime: str | None = None
@@ -118,13 +128,18 @@ class CheckReport:
 def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
     """Check one bundle; what is wrong with it is in the report, not raised."""
     options = options or CheckOptions()
-    report = CheckReport(file=path.name, machine=machine.name())
+    report = CheckReport(
+        file=path.name, machine=machine.name(), emulated=options.emulated
+    )
     try:
         bundle = read_bundle(path, options.bundle_limits)
         golden = golden_of(bundle)
     except BundleError as error:
         return _failed(report, REFUSED, "bundle", str(error))
-    report = check_machine(bundle, report.file, options.features, options.any_arch)
+    report = replace(
+        check_machine(bundle, report.file, options.features, options.any_arch),
+        emulated=options.emulated,
+    )
     if not report.ok:
         return report
     with tempfile.TemporaryDirectory(prefix="edgeml-check-") as parent:
@@ -163,20 +178,21 @@ def check_artifact(
                 runtime=manifest.runtime.name,
                 options=placed(manifest.runtime.options, options.engines),
                 feeds=golden.inputs,
-                runs=options.runs,
-                seconds=options.seconds,
                 limits=options.probe_limits,
+                **_timing(options),
             )
         )
     except MachineError as error:
         return _failed(report, LACKS, "load", str(error))
+    except IsaError as error:
+        return _failed(report, GATE, "isa", str(error))
     except (ArtifactError, BundleError) as error:
         return _failed(report, REFUSED, "load", str(error))
     judged = judge(golden, result.outputs)
     report = _measured(report, manifest, result, judged, options)
     if not judged.ok:
         return _failed(report, GATE, "golden", mismatch(judged))
-    return _limits(report)
+    return report if options.emulated else _limits(report)
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -268,12 +284,24 @@ def _runtime(report: CheckReport, manifest: Manifest) -> CheckReport:
     return _failed(report, LACKS, "runtime", reason)
 
 
+def _timing(options: CheckOptions) -> dict[str, Any]:
+    if options.emulated:
+        return {"warmup": 0, "runs": 0, "runs_min": 0}
+    return {"runs": options.runs, "seconds": options.seconds}
+
+
 def _measured(
     report: CheckReport, manifest: Manifest, result: ProbeResult,
     judged: GoldenReport, options: CheckOptions,
 ) -> CheckReport:  # fmt: skip
     timed = manifest.metrics.latency
     same_machine = timed is not None and timed.machine == report.machine
+    if result.latencies_ms:
+        report = replace(
+            report,
+            latency_p50_ms=float(np.quantile(result.latencies_ms, 0.50)),
+            latency_p99_ms=float(np.quantile(result.latencies_ms, 0.99)),
+        )
     return replace(
         report,
         load_ms=result.load_ms,
@@ -281,10 +309,9 @@ def _measured(
         golden_wrong=judged.wrong_vectors,
         max_abs_diff=judged.max_abs_diff if isfinite(judged.max_abs_diff) else None,
         argmax_flips=judged.argmax_flips,
-        latency_p50_ms=float(np.quantile(result.latencies_ms, 0.50)),
-        latency_p99_ms=float(np.quantile(result.latencies_ms, 0.99)),
         latency_limit_ms=manifest.limits.latency_ms or None,
         latency_gated=bool(manifest.limits.latency_ms)
+        and not options.emulated
         and (same_machine or options.gate_latency),
         peak_memory_bytes=result.peak_memory_bytes,
         baseline_memory_bytes=result.baseline_bytes,

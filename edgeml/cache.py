@@ -186,3 +186,9 @@ class Cache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
+
+
+def user_cache() -> Path:
+    """Where facts about this machine, and the emulator, are kept between builds."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "edgeml"

@@ -5,19 +5,17 @@ Facts go to standard output, progress and errors to standard error. Exit codes: 
 5 the machine lacks something.
 """
 
-import json
 import os
-import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
-from .errors import DIFFERENT, GATE, LACKS, REFUSED, USAGE, EdgemlError, RecipeError
-
-P = ParamSpec("P")
+from .checking import TIMEOUT_S, Asked, Timeout, check_built, check_bundle
+from .emulator.verbs import app as emulator
+from .errors import DIFFERENT, GATE, REFUSED
+from .terminal import Json, Quiet, spoken, tell
 
 app = typer.Typer(
     name="edgeml",
@@ -26,9 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a trained model to verified bundles for edge devices.",
 )
+app.add_typer(emulator, name="emulator")
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Out = Annotated[Path, typer.Option(help="Folder for bundles and report.")]
 Bundle = Annotated[Path, typer.Argument(help="A .edgeml file.", show_default=False)]
 Trust = Annotated[
@@ -44,67 +41,8 @@ def main() -> None:
     app()
 
 
-def _spoken(verb: Callable[P, int | None]) -> Callable[P, None]:
-    """Errors as one line on standard error, results as the exit code."""
-
-    @wraps(verb)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = verb(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo(
-                "edgeml: interrupted; the same command goes on from here", err=True
-            )
-            raise typer.Exit(130) from None
-        except (
-            Exception
-        ) as error:  # the seam: what we know becomes a line, the rest is a bug
-            code = _exit_code(error)
-            if code is None:
-                raise
-            for line in _lines_of(error):
-                typer.echo(line, err=True)
-        raise typer.Exit(code or 0)
-
-    return run
-
-
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that we raise on purpose; None for a bug."""
-    from calibration.dataset import DataError
-    from device_agent.contract.errors import DeviceError, MachineError
-    from targets.profile import ProfileError
-
-    if isinstance(error, EdgemlError):
-        return error.exit_code
-    if isinstance(error, ProfileError):
-        return USAGE
-    if isinstance(error, MachineError):
-        return LACKS
-    if isinstance(error, (DataError, DeviceError)):
-        return REFUSED
-    return None
-
-
-def _lines_of(error: Exception) -> list[str]:
-    """A mistake in a recipe or a profile has a line of its own, with its place."""
-    from targets.profile import ProfileError
-
-    if isinstance(error, (RecipeError, ProfileError)):
-        return str(error).splitlines()
-    return [f"edgeml: {' '.join(str(error).split())}"]
-
-
-def _tell(facts: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False))
-    else:
-        for line in lines():
-            typer.echo(line)
-
-
 @app.command()
-@_spoken
+@spoken
 def init(
     model: Annotated[Path, typer.Argument(help="The model to compile.")],
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path(
@@ -133,7 +71,7 @@ Recipe = Annotated[Path, typer.Argument(help="The recipe (recipe.toml).")]
 
 
 @app.command()
-@_spoken
+@spoken
 def build(
     recipe: Recipe,
     target: Targets = None,
@@ -157,11 +95,11 @@ def build(
 
         return Search(*given, **options)
 
-    return _ship(recipe, out, begun, check=check, as_json=as_json, quiet=quiet)
+    return _ship(recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet)
 
 
 @app.command()
-@_spoken
+@spoken
 def search(
     recipe: Recipe,
     trials: Annotated[
@@ -186,84 +124,93 @@ def search(
             limits=Limits(trials, minutes),
         )  # fmt: skip
 
-    return _ship(recipe, out, begun, check=check, as_json=as_json, quiet=quiet)
+    return _ship(recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet)
 
 
 def _ship(
-    recipe: Path, out: Path, begun: Callable[..., Any], *,
+    recipe: Path, out: Path, begun: Callable[..., Any], asked: Sequence[str], *,
     check: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Run what makes bundles; tell what became of it."""
-    from .cache import Cache, check_writable
+    from .cache import Cache, check_writable, user_cache
     from .errors import UsageError
     from .evaluation.measure import MeasurementStore
-    from .pipeline import Place, failure
+    from .pipeline import Place, failure, write_reports
     from .progress import shown
     from .report import report_values, summary_lines
 
     if not recipe.is_file():
         raise UsageError(f"no recipe at {recipe}; edgeml init MODEL writes one")
-    place = Place(out, Cache(out / ".cache"), MeasurementStore(_user_cache()))
+    place = Place(out, Cache(out / ".cache"), MeasurementStore(user_cache()))
     with shown(quiet) as progress:
         work = begun(recipe, place, progress)
         for folder in (work.folder, place.cache.folder):
             check_writable(folder)
         outcome = work.run()
-    if not quiet or as_json:
-        _tell(report_values(outcome), as_json, lambda: summary_lines(outcome))
     report = work.folder / "report.html"
-    if not quiet:
-        typer.echo(f"report: {report}", err=as_json)
+    if not quiet and not as_json:
+        tell(None, False, lambda: summary_lines(outcome))
+        typer.echo(f"report: {report}")
     missed = failure(outcome)
+    code = 0
     if missed is not None:
         typer.echo(f"edgeml: {missed} ({report})", err=True)
-        return GATE if any(one.candidates for one in outcome.targets) else REFUSED
-    if check:
-        return max(
-            _check(work.folder / one.bundle_file, as_json=False, quiet=quiet or as_json)
-            for one in outcome.targets
-            if one.bundle_file
+        code = GATE if any(one.candidates for one in outcome.targets) else REFUSED
+    elif check:
+        names = (*asked, *work.recipe.targets)
+        profiles = {Path(name).stem: name for name in reversed(names)}
+        code, outcome = check_built(
+            outcome, work.folder, profiles, work.recipe.folder, quiet=quiet or as_json
         )
-    return 0
+        write_reports(work.folder, outcome)
+    if as_json:
+        tell(report_values(outcome), True, list)
+        if not quiet:
+            typer.echo(f"report: {report}", err=True)
+    return code
 
 
 @app.command()
-@_spoken
+@spoken
 def check(
     file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
+    target: Annotated[
+        str | None, typer.Option(help="Emulate this target, a name or a .toml file.")
+    ] = None,
+    cpu: Annotated[
+        str | None, typer.Option(help="Emulate this processor, as QEMU calls it.")
+    ] = None,
+    here: Annotated[
+        bool, typer.Option(help="Emulate nothing: answers only, by this machine.")
+    ] = False,
+    timeout: Timeout = TIMEOUT_S,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Run the device's own check on a bundle; or see whether a model file is sound."""
+    """Run the device's own check on a bundle; or see whether a model file is sound.
+
+    A bundle for another architecture is run under emulation of its target.
+    """
+    from .errors import UsageError
+
+    if here and (target or cpu):
+        raise UsageError("--here emulates nothing: it has no use for --target or --cpu")
     if file.suffix.lower() not in {".onnx", ".tflite"}:
-        return _check(file, as_json=as_json, quiet=quiet)
+        asked = Asked(target, cpu, here, timeout)
+        return check_bundle(file, asked, as_json=as_json, quiet=quiet)
+    if target or cpu:
+        raise UsageError("--target and --cpu are for bundles")
     from .bundling.facts import render_facts
     from .bundling.running import check_file
 
     facts = check_file(file)
     if not quiet:
-        _tell(facts, as_json, lambda: render_facts(facts))
+        tell(facts, as_json, lambda: render_facts(facts))
     return 0
 
 
-def _check(bundle: Path, *, as_json: bool, quiet: bool) -> int:
-    """The device's program in its own process: its exit code is the verdict.
-
-    A build host may check what is for another architecture; the device may not.
-    """
-    import subprocess
-
-    command = [sys.executable, "-m", "device_agent", "check", str(bundle), "--any-arch"]
-    command += ["--json"] if as_json else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not quiet or as_json:
-        typer.echo(done.stdout, nl=False)
-    typer.echo(done.stderr, nl=False, err=True)
-    return done.returncode
-
-
 @app.command()
-@_spoken
+@spoken
 def inspect(
     file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
     as_json: Json = False,
@@ -273,11 +220,11 @@ def inspect(
     from .bundling.facts import render_facts
 
     facts = look(file)
-    _tell(facts, as_json, lambda: render_facts(facts))
+    tell(facts, as_json, lambda: render_facts(facts))
 
 
 @app.command()
-@_spoken
+@spoken
 def diff(
     before: Annotated[Path, typer.Argument(help="The bundle that is there.")],
     after: Annotated[Path, typer.Argument(help="The bundle that would replace it.")],
@@ -297,12 +244,12 @@ def diff(
             max_accuracy_drop, max_flip_rate, max_size_growth, max_latency_growth
         ),
     )  # fmt: skip
-    _tell(diff_values(report), as_json, lambda: render_diff(report))
+    tell(diff_values(report), as_json, lambda: render_diff(report))
     return DIFFERENT if report.regressed else 0
 
 
 @app.command()
-@_spoken
+@spoken
 def bench(
     file: Annotated[Path, typer.Argument(help="A bundle, .onnx or .tflite file.")],
     seconds: Annotated[float, typer.Option(help="How long to measure.")] = 2.0,
@@ -316,11 +263,11 @@ def bench(
     from .bundling.running import bench as measure
 
     facts = measure(file, seconds=seconds, threads=threads)
-    _tell(facts, as_json, lambda: render_facts(facts))
+    tell(facts, as_json, lambda: render_facts(facts))
 
 
 @app.command()
-@_spoken
+@spoken
 def unpack(
     bundle: Bundle,
     folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
@@ -338,7 +285,7 @@ def unpack(
 
 
 @app.command()
-@_spoken
+@spoken
 def targets(
     name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
     as_json: Json = False,
@@ -348,10 +295,10 @@ def targets(
 
     if name is not None:
         facts = describe(load_target(name))
-        _tell(facts, as_json, lambda: _profile_lines(facts))
+        tell(facts, as_json, lambda: _profile_lines(facts))
         return
     rows = [describe(load_target(one)) for one in target_names()]
-    _tell(
+    tell(
         rows,
         as_json,
         lambda: [
@@ -371,7 +318,7 @@ def _profile_lines(facts: dict[str, Any]) -> list[str]:
 
 
 @app.command("convert-weights")
-@_spoken
+@spoken
 def convert_weights(
     file: Annotated[Path, typer.Argument(help="A .pth or .pt with weights only.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
@@ -381,10 +328,4 @@ def convert_weights(
     from .intake.weights import convert_weights as convert
 
     facts = convert(file, out)
-    _tell(facts, as_json, lambda: [f"{key}: {value}" for key, value in facts.items()])
-
-
-def _user_cache() -> Path:
-    """Where facts about this machine are kept between builds."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "edgeml"
+    tell(facts, as_json, lambda: [f"{key}: {value}" for key, value in facts.items()])

@@ -182,6 +182,8 @@ class TargetOutcome:
     unchecked: tuple[str, ...] = ()
     """Limits of the budget that nothing on this machine could tell anything of."""
     search: SearchOutcome | None = None
+    check: dict[str, Any] | None = None
+    """What the device's own check said of the bundle, where it was asked for."""
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ class Build:
             self._progress.result(
                 "nothing changed: bundles and report are as they were"
             )
+            write_reports(self.folder, known)  # a check may have added to them
             return known
         outcome = self.shipped(splits or load_splits(self.recipe))
         write_reports(self.folder, outcome)
@@ -401,7 +402,7 @@ class Build:
         )
 
     def _known(self, key: str) -> BuildOutcome | None:
-        """The outcome of this very build, if all that it wrote is still there."""
+        """The outcome of this very build, if its bundles are still there."""
         raw = self._place.cache.read(key)
         if raw is None:
             return None
@@ -413,8 +414,7 @@ class Build:
         return TypeAdapter(BuildOutcome).validate_python(record["outcome"])
 
     def _remember(self, key: str, outcome: BuildOutcome) -> None:
-        names = ["report.json", "report.html"]
-        names += [one.bundle_file for one in outcome.targets if one.bundle_file]
+        names = [one.bundle_file for one in outcome.targets if one.bundle_file]
         record = {
             "outcome": TypeAdapter(BuildOutcome).dump_python(outcome, mode="json"),
             "files": {name: file_digest(self.folder / name) for name in names},

@@ -7,6 +7,7 @@
     │   └── ManifestError  the manifest cannot be read or contradicts itself
     ├── StepError          a pre/post-processing step is wrong, or the data is for it
     ├── ArtifactError      the runtime cannot load or run the artifact
+    │   └── IsaError       … it uses an instruction that this processor does not have
     └── MachineError       this machine lacks something that the artifact needs
 """
 
@@ -29,6 +30,10 @@ class StepError(DeviceError):
 
 class ArtifactError(DeviceError):
     """A runtime refuses to load or to run an artifact."""
+
+
+class IsaError(ArtifactError):
+    """An artifact, or its runtime for it, uses an instruction that is not here."""
 
 
 class MachineError(DeviceError):

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import ArtifactError, DeviceError, MachineError
+from ..contract.errors import ArtifactError, DeviceError, IsaError, MachineError
 from ..contract.machine import memory_bytes
 from ..contract.manifest import Option
 from ..contract.npz import read_tensors, write_tensors
@@ -98,6 +98,7 @@ def probe(request: ProbeRequest) -> ProbeResult:
     Raises:
         ArtifactError: the runtime refuses the artifact, or the probe was killed by a
             signal, a limit or the clock.
+        IsaError: it used an instruction that this processor does not have.
         MachineError: the runtime, or a device it is to use, is not here.
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-probe-") as folder:
@@ -240,6 +241,10 @@ def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+    if child.returncode == -signal.SIGILL:
+        raise IsaError(
+            f"{name}: it uses an instruction that this processor does not have (SIGILL)"
+        )
     if child.returncode or not stdout:
         raise ArtifactError(f"{name}: {_death(child.returncode, stderr, request)}")
     answer: dict[str, Any] = json.loads(stdout)

@@ -141,6 +141,7 @@ def _target(outcome: BuildOutcome, target: TargetOutcome) -> dict[str, Any]:
             "sha256": target.bundle_sha256,
             "size_bytes": target.bundle_bytes,
         },
+        "check": target.check,
         "artifact": chosen
         and target.artifact_entry
         and {

@@ -74,6 +74,7 @@ def _target(one: View, ident: str) -> Row:
         "tiles": sections.tiles(one),
         "certainty": sections.certainty(one),
         "validated": words.validated(target),
+        "checked": words.checked(target.check),
         "plots": _candidate_plots(one, ident),
         "candidates": sections.candidate_rows(one),
         "budget": sections.budget_rows(one),

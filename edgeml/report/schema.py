@@ -221,6 +221,11 @@ class Target(_Part):
     choice_reason: str = Field(description="why this one, in words")
     refusals: list[str] = Field(description="why nothing ships")
     bundle: Bundle | None = Field(description="null: nothing ships")
+    check: dict[str, Any] | None = Field(
+        default=None,
+        description="report of the device's own check, as edgeml check --json prints "
+        "it; null: it was not asked for",
+    )
     artifact: Artifact | None = Field(description="null: nothing ships")
     metrics: dict[str, Metric] = Field(description="metric → value and origin")
     slices: dict[str, dict[str, float | None]] = Field(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..outcome import BuildOutcome, Candidate, SearchOutcome, TargetOutcome
@@ -173,6 +174,20 @@ def searched(search: SearchOutcome) -> str:
     )
     chosen = [one for one in search.trials if one.number == search.chosen]
     return text + "".join(f", best {one.name}" for one in chosen)
+
+
+def checked(report: Mapping[str, Any] | None) -> str:
+    """What the device's own check of the bundle said, in a line; "" without one."""
+    if report is None:
+        return ""
+    about, failure = report.get("emulation"), report.get("failure")
+    where = f"{about['cpu']} of {about['engine']}" if about else "this machine"
+    if failure:
+        return f"check on {where}: {failure['step']}: {failure['reason']}"
+    return (
+        f"check on {where}: {report['golden_vectors']} golden vectors right, "
+        f"{size(report['peak_memory_bytes'])} at its peak"
+    )
 
 
 def validated(target: TargetOutcome) -> str:

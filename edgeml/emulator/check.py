@@ -1,0 +1,240 @@
+"""The device's check of a bundle, run on an emulated target; and its verdict.
+
+What the device's program finds in the guest stands. The host adds what the guest cannot
+know, each with its own reason and exit code 3:
+
+1. **memory**: it took more than the target has, and was ended.
+2. **isa**: it died of an instruction that the target's processor has not; which feature
+   that is, another processor tells.
+3. **operators**: the target's runtime has no such operator, or not that version.
+4. **load**: the target's runtime refuses the artifact for another reason.
+5. **limits**: its process takes more than the bundle promises.
+
+An emulator that does not run, or not in time, is nobody's verdict: the machine lacks
+something (exit code 5).
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_agent.contract import machine
+from device_agent.contract.bundle import Bundle
+from targets.profile import Target
+
+from ..armv7 import missing
+from ..bundling.bundle import opened
+from ..errors import GATE, LACKS, REFUSED, MachineLacks, UsageError
+from .guest import Guest, Ran, guest
+from .store import Said, Store
+
+Facts = dict[str, Any]
+_RICHER = {
+    "aarch64": ("cortex-a76", "neoverse-v1", "max"),
+    "armv7l": ("cortex-a15", "max"),
+    "x86_64": ("Haswell", "max"),
+}
+"""Processors to try what another one died of on, poorer ones first."""
+_NO_OPERATOR = (
+    # LiteRT, of a builtin and of a custom operator
+    re.compile(r"Didn't find op for builtin opcode '(?P<name>\w+)' version '(?P<v>\d+)'"),
+    re.compile(r"unresolved custom op: (?P<name>\w+)"),
+    # ONNX Runtime
+    re.compile(r"Could not find an implementation for (?P<name>\w+)\((?P<v>\d+)\)"),
+    re.compile(r"No [Oo]p registered for (?P<name>\w+) with domain_version of (?P<v>\d+)"),
+    re.compile(r"(?P<name>[\w.:]+)\(-?\d+\) is not a registered function/op"),
+)
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """What a check is to be run on."""
+
+    target: Target
+    cpu: str
+    timeout_s: float
+
+
+def plan(
+    bundle: Bundle, target: Target | None, cpu: str | None, profile: Target | None,
+    timeout_s: float,
+) -> Emulation | None:  # fmt: skip
+    """What a bundle is to be checked on; None: this machine itself will do.
+
+    Args:
+        bundle: what is checked.
+        target: the one that was asked for; None: the bundle's own.
+        cpu: the processor that was asked for, as QEMU calls it.
+        profile: the profile of the bundle's own target; None: it is not known here.
+        timeout_s: how long an emulated check may take.
+
+    Raises:
+        UsageError: nobody knows which processor to emulate.
+    """
+    arch = bundle.manifest.isa.arch
+    wanted = target or profile
+    if target is None and cpu is None and arch == machine.arch():
+        return None
+    if wanted is None:
+        raise UsageError(
+            f"the bundle's target {bundle.manifest.target!r} is not known here; name "
+            "its profile: --target FILE.toml"
+        )
+    if wanted.arch != arch:
+        raise UsageError(
+            f"the bundle is for {arch} and {wanted.name} is {wanted.arch}: no such "
+            "target runs it"
+        )
+    chosen = cpu or wanted.qemu_cpu
+    if chosen is None:
+        raise UsageError(
+            f"QEMU has no processor for {wanted.name} "
+            f"({wanted.sources.get('qemu_cpu', 'none is named in its profile')}); "
+            "--cpu names one"
+        )
+    return Emulation(wanted, chosen, timeout_s)
+
+
+def check(path: Path, emulation: Emulation, store: Store, said: Said) -> Facts:
+    """The device's report of a bundle, with what the host adds.
+
+    ``exit_code`` and ``failure`` are the verdict; ``emulation`` says on what.
+
+    Raises:
+        InputError: the bundle is refused by the reader.
+        MachineLacks: the emulator cannot be had, or does not run.
+    """
+    bundle = opened(path)
+    target = emulation.target
+    with guest(store, target.arch, emulation.cpu, said) as host:
+        said(f"emulator: {path.name} on {emulation.cpu}, QEMU {host.qemu_version}")
+        ran = _run(host, path, emulation)
+        report = _verdict(_report(ran, path, bundle), ran, emulation)
+        if _died_of_isa(report):
+            why = _explained(store, path, emulation, host.features(), said)
+            report = _failed(report, GATE, "isa", why)
+    return {**report, "emulation": _about(emulation, host, ran)}
+
+
+def _run(host: Guest, path: Path, emulation: Emulation) -> Ran:
+    words = ["-m", "device_agent", "check", str(path.resolve()), "--json", "--emulated"]
+    return host.run(
+        words, memory_bytes=emulation.target.memory_bytes,
+        timeout_s=emulation.timeout_s,
+    )  # fmt: skip
+
+
+def _report(ran: Ran, path: Path, bundle: Bundle) -> Facts:
+    """What the device's program says; what is known of a bundle when it was ended."""
+    if ran.ended == "memory":
+        manifest = bundle.manifest
+        return {
+            "ok": False, "file": path.name, "exit_code": GATE, "failure": None,
+            "emulated": True, "sha256": bundle.sha256, "name": manifest.name,
+            "version": manifest.version, "target": manifest.target,
+            "arch": manifest.isa.arch, "runtime": manifest.runtime.name,
+        }  # fmt: skip
+    if ran.ended == "time":
+        raise MachineLacks(
+            f"{path.name}: not done within {ran.wall_s:.0f} s under emulation; "
+            "--timeout gives it more"
+        )
+    try:
+        report: Facts = json.loads(ran.stdout)
+    except ValueError:
+        raise MachineLacks(
+            f"{path.name}: the emulated program ended without a report: {ran.said()}"
+        ) from None
+    return report
+
+
+def _verdict(report: Facts, ran: Ran, emulation: Emulation) -> Facts:
+    target = emulation.target
+    if ran.ended == "memory":
+        return _failed(
+            report, GATE, "memory",
+            f"it takes more than the {target.memory_bytes} bytes of memory that "
+            f"{target.name} has: {ran.total_bytes} bytes when it was ended",
+        )  # fmt: skip
+    report = {**report, "peak_memory_bytes": ran.peak_bytes or None,
+              "baseline_memory_bytes": None}  # fmt: skip
+    failure, code = report["failure"], report["exit_code"]
+    if failure is None:
+        limit = report["peak_memory_limit_bytes"]
+        if limit is not None and ran.peak_bytes > limit:
+            return _failed(
+                report, GATE, "limits",
+                f"its process takes {ran.peak_bytes} bytes at its peak; at most {limit}",
+            )  # fmt: skip
+        return report
+    if failure["step"] == "load" and code == REFUSED:
+        return _failed(report, GATE, *_refusal(failure["reason"], report, target))
+    if failure["step"] in ("runtime", "load") and code == LACKS:
+        reason = f"{failure['reason']} (in the emulated system; scripts/lock-emulator)"
+        return _failed(report, LACKS, failure["step"], reason)
+    if failure["step"] == "isa" and report["isa_missing"]:
+        reason = f"needs {', '.join(report['isa_missing'])}, {target.name} has not"
+        return _failed(report, GATE, "isa", f"{reason} ({emulation.cpu})")
+    return report
+
+
+def _refusal(reason: str, report: Facts, target: Target) -> tuple[str, str]:
+    """The step and the reason of a runtime that does not load the artifact."""
+    runtime = f"{report['runtime']} {report['runtime_version']} on {target.name}"
+    for pattern in _NO_OPERATOR:
+        found = pattern.search(reason)
+        if found is None:
+            continue
+        name, version = found["name"], found.groupdict().get("v")
+        what = f"{name} version {version}" if version else name
+        if target.arch == "armv7l" and version:
+            what = ", ".join(missing({name: int(version)})) or what
+        return "operators", f"{runtime} has no operator {what}: {reason}"
+    return "load", f"{runtime} refuses it: {reason}"
+
+
+def _died_of_isa(report: Facts) -> bool:
+    failure = report["failure"]
+    return bool(failure) and failure["step"] == "isa" and not report.get("isa_missing")
+
+
+def _explained(
+    store: Store, path: Path, emulation: Emulation, had: frozenset[str], said: Said
+) -> str:
+    """Which feature an artifact needs: that of the first processor it runs on."""
+    arch, cpu = emulation.target.arch, emulation.cpu
+    for richer in _RICHER[arch]:
+        if richer == cpu:
+            continue
+        with guest(store, arch, richer, said) as other:
+            ran = _run(other, path, emulation)
+            try:
+                died = _died_of_isa(json.loads(ran.stdout))
+            except (ValueError, KeyError):
+                continue
+            if died:
+                continue
+            more = sorted(other.features() - had)
+        return (
+            f"needs an instruction that {emulation.target.name} has not (SIGILL on "
+            f"{cpu}); it runs on {richer}, which has {', '.join(more)} besides"
+        )
+    return f"uses an instruction that {cpu} has not (SIGILL); no other one has it either"
+
+
+def _failed(report: Facts, code: int, step: str, reason: str) -> Facts:
+    failure = {"step": step, "reason": reason}
+    return {**report, "ok": False, "exit_code": code, "failure": failure}
+
+
+def _about(emulation: Emulation, host: Guest, ran: Ran) -> Facts:
+    return {
+        "engine": f"qemu-user {host.qemu_version}",
+        "target": emulation.target.name,
+        "cpu": emulation.cpu,
+        "memory_bytes": emulation.target.memory_bytes,
+        "total_memory_bytes": ran.total_bytes,
+        "wall_s": round(ran.wall_s, 3),
+    }

@@ -16,6 +16,7 @@ something (exit code 5).
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def check(path: Path, emulation: Emulation, store: Store, said: Said) -> Facts:
         ran = _run(host, path, emulation)
         report = _verdict(_report(ran, path, bundle), ran, emulation)
         if _died_of_isa(report):
-            why = _explained(store, path, emulation, host.features(), said)
+            why = explained(
+                store, emulation, host.features(),
+                lambda other: _survives(other, path, emulation), said,
+            )  # fmt: skip
             report = _failed(report, GATE, "isa", why)
     return {**report, "emulation": _about(emulation, host, ran)}
 
@@ -200,28 +204,37 @@ def _died_of_isa(report: Facts) -> bool:
     return bool(failure) and failure["step"] == "isa" and not report.get("isa_missing")
 
 
-def _explained(
-    store: Store, path: Path, emulation: Emulation, had: frozenset[str], said: Said
-) -> str:
-    """Which feature an artifact needs: that of the first processor it runs on."""
-    arch, cpu = emulation.target.arch, emulation.cpu
-    for richer in _RICHER[arch]:
-        if richer == cpu:
-            continue
-        with guest(store, arch, richer, said) as other:
-            ran = _run(other, path, emulation)
-            try:
-                died = _died_of_isa(json.loads(ran.stdout))
-            except (ValueError, KeyError):
-                continue
-            if died:
-                continue
+def explained(
+    store: Store, emulation: Emulation, had: frozenset[str],
+    runs: Callable[[Guest], bool], said: Said,
+) -> str:  # fmt: skip
+    """Why something died of an instruction: what the first processor has that runs it.
+
+    Args:
+        store: where guests come from.
+        emulation: what it died on.
+        had: that processor's features.
+        runs: whether it runs in a guest with another processor.
+        said: told what is fetched.
+    """
+    target, cpu = emulation.target, emulation.cpu
+    for richer in _RICHER[target.arch]:
+        with guest(store, target.arch, richer, said) as other:
             more = sorted(other.features() - had)
+            if not more or not runs(other):
+                continue
         return (
-            f"needs an instruction that {emulation.target.name} has not (SIGILL on "
-            f"{cpu}); it runs on {richer}, which has {', '.join(more)} besides"
+            f"needs {' or '.join(more)}, {target.name} has not: it died of an "
+            f"instruction (SIGILL) on {cpu} and runs on {richer}"
         )
-    return f"uses an instruction that {cpu} has not (SIGILL); no other one has it either"
+    return f"it died of an instruction (SIGILL) that {target.name} ({cpu}) has not"
+
+
+def _survives(host: Guest, path: Path, emulation: Emulation) -> bool:
+    try:
+        return not _died_of_isa(json.loads(_run(host, path, emulation).stdout))
+    except ValueError:
+        return False
 
 
 def _failed(report: Facts, code: int, step: str, reason: str) -> Facts:

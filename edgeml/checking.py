@@ -9,9 +9,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -23,9 +24,6 @@ from .terminal import tell
 
 Facts = dict[str, Any]
 TIMEOUT_S = 1800.0
-Timeout = Annotated[
-    float, typer.Option(min=1, help="Seconds that an emulated check may take.")
-]
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,8 @@ def checked(
     from .bundling.bundle import opened
 
     bundle: Bundle | None = None
-    try:
+    with suppress(InputError):  # the device's program says what is wrong with it
         bundle = opened(path)
-    except InputError:
-        pass  # the device's program says what is wrong with it
     if bundle is None or asked.here:
         return _here(path)
     from .cache import user_cache

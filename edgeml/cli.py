@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from .checking import TIMEOUT_S, Asked, Timeout, check_built, check_bundle
 from .emulator.verbs import app as emulator
 from .errors import DIFFERENT, GATE, REFUSED
 from .terminal import Json, Quiet, spoken, tell
@@ -95,7 +94,9 @@ def build(
 
         return Search(*given, **options)
 
-    return _ship(recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet)
+    return _ship(
+        recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet
+    )
 
 
 @app.command()
@@ -124,7 +125,9 @@ def search(
             limits=Limits(trials, minutes),
         )  # fmt: skip
 
-    return _ship(recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet)
+    return _ship(
+        recipe, out, begun, target or (), check=check, as_json=as_json, quiet=quiet
+    )
 
 
 def _ship(
@@ -133,6 +136,7 @@ def _ship(
 ) -> int:  # fmt: skip
     """Run what makes bundles; tell what became of it."""
     from .cache import Cache, check_writable, user_cache
+    from .checking import check_built
     from .errors import UsageError
     from .evaluation.measure import MeasurementStore
     from .pipeline import Place, failure, write_reports
@@ -183,7 +187,9 @@ def check(
     here: Annotated[
         bool, typer.Option(help="Emulate nothing: answers only, by this machine.")
     ] = False,
-    timeout: Timeout = TIMEOUT_S,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that an emulated check may take.")
+    ] = 1800.0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -191,6 +197,7 @@ def check(
 
     A bundle for another architecture is run under emulation of its target.
     """
+    from .checking import Asked, check_bundle
     from .errors import UsageError
 
     if here and (target or cpu):

@@ -58,14 +58,18 @@ def fetch(packages: Sequence[Package], folder: Path, moment: str) -> list[Path]:
         if not wanted:
             break
         got = _by_apt if APT_HELPER.exists() else _by_http
-        said = got([(f"{archive}/{quote(one.path)}", one, path) for one, path in wanted])
+        said = got(
+            [(f"{archive}/{quote(one.path)}", one, path) for one, path in wanted]
+        )
         for one, path in wanted:
             if not path.exists():
                 wrong[one] = f"{archive} does not give it ({said})"
             elif file_digest(path) != one.sha256:
                 path.unlink()
                 wrong[one] = f"{archive} gave another file than the lock says"
-    missing = [one for one, path in zip(packages, paths, strict=True) if not path.exists()]
+    missing = [
+        one for one, path in zip(packages, paths, strict=True) if not path.exists()
+    ]
     if missing:
         one = missing[0]
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -100,23 +104,13 @@ def _by_http(wanted: Sequence[tuple[str, Package, Path]]) -> str:
                 urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer,  # noqa: S310
                 path.open("wb") as file,
             ):
-                shutil.copyfileobj(_Limited(answer, one.size), file)
+                left = one.size + 1  # a longer one has a wrong digest anyway
+                while left and (data := answer.read(min(left, 1 << 20))):
+                    left -= file.write(data)
         except (OSError, ValueError) as error:
             path.unlink(missing_ok=True)
             said = said or str(error)
     return said
-
-
-class _Limited:
-    """What is longer than the lock says is cut: its digest is wrong anyway."""
-
-    def __init__(self, stream: IO[bytes], size: int) -> None:
-        self._stream, self._left = stream, size + 1
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(min(size, self._left))
-        self._left -= len(data)
-        return data
 
 
 def unpack(deb: Path, folder: Path, keep: Callable[[str], bool]) -> None:

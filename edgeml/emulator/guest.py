@@ -32,6 +32,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 _QEMU = {"aarch64": "qemu-aarch64", "armv7l": "qemu-arm", "x86_64": "qemu-x86_64"}
 # Without what QEMU's software emulation has not and would warn of at every start.
 _CPUS = {"Haswell": "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"}
+_RANGES = {
+    "aarch64": ["-B", hex(LOW), "-R", hex(HIGH - LOW)],
+    "armv7l": ["-B", hex(LOW)],  # 4 GiB are always reserved
+    "x86_64": [],  # QEMU has a page for system calls beyond any range
+}
 _FEATURES = (
     "import json; from device_agent.contract import machine; "
     "print(json.dumps(sorted(machine.features())))"
@@ -40,7 +45,10 @@ _FEATURES = (
 
 @dataclass(frozen=True)
 class Ran:
-    """How a guest's program ended; ``ended`` says why it was killed, if it was."""
+    """How a guest's program ended.
+
+    ``exact``: no byte of QEMU's own counts as memory; ``ended`` says why it was killed.
+    """
 
     code: int
     stdout: str
@@ -48,6 +56,7 @@ class Ran:
     wall_s: float
     peak_bytes: int
     total_bytes: int
+    exact: bool
     ended: str = ""
 
     def said(self) -> str:
@@ -84,7 +93,7 @@ class Guest:
             err.open("wb") as stderr,
             self.started(words, stdout=stdout, stderr=stderr) as process,
         ):
-            usage = Usage(process.pid)
+            usage = Usage(process.pid, ranged=self.arch != "x86_64")
             while process.poll() is None and not ended:
                 taken = usage.look()
                 if memory_bytes is not None and taken > memory_bytes:
@@ -96,7 +105,7 @@ class Guest:
         return Ran(
             process.returncode, out.read_text(errors="replace"),
             err.read_text(errors="replace"), time.monotonic() - started,
-            usage.peak(), usage.total, ended,
+            usage.peak(), usage.total, usage.ranged, ended,
         )  # fmt: skip
 
     @contextmanager
@@ -153,11 +162,8 @@ def guest(store: Store, arch: str, cpu: str, said: Said) -> Iterator[Guest]:
         (folder / "device").mkdir()
         (folder / "device" / "device_agent").symlink_to(_ROOT / "device_agent")
         environment = _environment(folder)
-        command = [
-            str(programs / _QEMU[arch]), "-cpu", _CPUS.get(cpu, cpu), "-B", hex(LOW),
-        ]  # fmt: skip
-        if arch != "armv7l":  # whose 4 GiB are always reserved
-            command += ["-R", hex(HIGH - LOW)]
+        command = [str(programs / _QEMU[arch]), "-cpu", _CPUS.get(cpu, cpu)]
+        command += _RANGES[arch]
         if arch == platform.machine():
             real = _own(folder)
             environment["PYTHONPATH"] = str(folder / "device")

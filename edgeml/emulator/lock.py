@@ -60,14 +60,13 @@ class Part:
     @property
     def download_bytes(self) -> int:
         """What is fetched to make it."""
-        return sum(one.size for one in (*self.debs, *self.wheels))
+        return sum(one.size for one in self.debs) + sum(w.size for w in self.wheels)
 
     def version(self, name: str) -> str:
         """The version of one of its packages; "" when it is not in it."""
-        for one in (*self.debs, *self.wheels):
-            if one.name == name:
-                return one.version
-        return ""
+        versions = {one.name: one.version for one in self.wheels}
+        versions |= {one.name: one.version for one in self.debs}
+        return versions.get(name, "")
 
 
 @dataclass(frozen=True)

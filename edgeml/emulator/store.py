@@ -61,8 +61,8 @@ class Store:
         part = self.lock.qemu.get(here)
         if part is None or platform.system() != "Linux":
             raise MachineLacks(
-                f"there is no pinned QEMU for {platform.system()} on {here}; it runs on "
-                f"Linux on {' or '.join(self.lock.qemu)}: use a container or a machine"
+                f"there is no pinned QEMU for {platform.system()} on {here}; it runs "
+                f"on Linux on {' or '.join(self.lock.qemu)}: use a container or a machine"
             )
         return self._have(part, said) / "usr" / "bin"
 
@@ -152,6 +152,4 @@ def _of_qemu(path: str) -> bool:
 
 def _size(folder: Path) -> int:
     """Bytes on the disk of all files below a folder."""
-    return sum(
-        path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()
-    )
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

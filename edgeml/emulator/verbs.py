@@ -100,16 +100,33 @@ def run(
     target: Annotated[
         str | None, typer.Option(help="The target; a name or a .toml file.")
     ] = None,
+    cpu: Annotated[
+        str | None, typer.Option(help="Another processor, as QEMU calls it.")
+    ] = None,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT; the guest uses this host's network.")
     ] = "127.0.0.1:8000",
     quiet: Quiet = False,
 ) -> int:
     """Serve a bundle by the real agent, emulated on its target, until Ctrl-C."""
+    from device_agent.contract import machine
+    from targets.profile import load_target
+
+    from ..bundling.bundle import opened
+    from ..errors import UsageError
+    from .check import RUN_S, plan
     from .serving import serve
 
     def said(line: str) -> None:
         if not quiet:
             typer.echo(line, err=True)
 
-    return serve(bundle, target, listen, _store(), said, typer.echo)
+    known = opened(bundle)
+    name = target or known.manifest.target
+    emulation = plan(known, load_target(name), cpu, None, RUN_S)
+    if emulation is None or (known.manifest.isa.arch == machine.arch() and not cpu):
+        raise UsageError(
+            f"the bundle is for this machine's own {machine.arch()}: edgeml-agent run "
+            f"--bundle {bundle} serves it; --cpu emulates another processor"
+        )
+    return serve(bundle, emulation, listen, _store(), said, typer.echo)

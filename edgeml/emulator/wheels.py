@@ -28,7 +28,8 @@ def fetch(part: Part, folder: Path) -> list[Path]:
         return []
     if find_spec("pip") is None:
         raise MachineLacks(
-            f"this Python has no pip to fetch wheels with; {sys.executable} -m ensurepip"
+            "this Python has no pip to fetch wheels with; "
+            f"{sys.executable} -m ensurepip makes it"
         )
     wanted = folder / "requirements.txt"
     wanted.write_text(

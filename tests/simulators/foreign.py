@@ -197,9 +197,7 @@ def _specs(x: list[int], y: list[int]) -> dict[str, Any]:
 
 def _feeds(shape: tuple[int, ...], count: int) -> list[dict[str, Array]]:
     rng = np.random.default_rng(1)
-    return [
-        {"x": rng.standard_normal(shape, dtype=np.float32)} for _ in range(count)
-    ]
+    return [{"x": rng.standard_normal(shape, dtype=np.float32)} for _ in range(count)]
 
 
 def _written(folder: Path, packed: bytes) -> Path:

@@ -33,6 +33,7 @@ APT_HELPER = Path("/usr/lib/apt/apt-helper")
 TIMEOUT_S = 60
 _MAGIC = b"!<arch>\n"
 _HEADER = 60
+_DAMAGED = (OSError, ValueError, EOFError, lzma.LZMAError, tarfile.TarError)
 
 
 def archives(moment: str) -> list[str]:
@@ -128,7 +129,7 @@ def unpack(deb: Path, folder: Path, keep: Callable[[str], bool]) -> None:
                 path = _inside(member.name)
                 if path is not None and keep(str(path)):
                     _write(archive, member, folder, path)
-    except (OSError, lzma.LZMAError, tarfile.TarError, EOFError) as error:
+    except _DAMAGED as error:
         raise MachineLacks(f"{deb.name} cannot be unpacked: {error}") from error
 
 

@@ -62,7 +62,7 @@ class Store:
         if part is None or platform.system() != "Linux":
             raise MachineLacks(
                 f"there is no pinned QEMU for {platform.system()} on {here}; it runs "
-                f"on Linux on {' or '.join(self.lock.qemu)}: use a container or a machine"
+                f"on Linux on {' or '.join(self.lock.qemu)}: use a container"
             )
         return self._have(part, said) / "usr" / "bin"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import typer
 
 from device_agent.contract.bundle import Bundle
 
-from .errors import EdgemlError, InputError, MachineLacks
+from .errors import EdgemlError, InputError, MachineLacks, UsageError
 from .outcome import BuildOutcome, TargetOutcome
 from .terminal import tell
 
@@ -33,6 +33,7 @@ class Asked:
     target: str | None = None
     cpu: str | None = None
     here: bool = False
+    count: bool = False
     timeout_s: float = TIMEOUT_S
     folder: Path | None = None
 
@@ -113,11 +114,21 @@ def checked(
         _own(profile or bundle.manifest.target, asked.folder), asked.timeout_s,
     )  # fmt: skip
     if emulation is None:
+        if asked.count:
+            raise UsageError("--count counts under emulation: name a --cpu to emulate")
         return _here(path)
+    store, said = Store(user_cache() / "emulator"), _said(quiet)
     try:
-        return check(path, emulation, Store(user_cache() / "emulator"), _said(quiet))
+        report = check(path, emulation, store, said)
     except MachineLacks as error:
         raise MachineLacks(f"{error} (--here checks the answers alone)") from error
+    if report["ok"] and asked.count:
+        from .emulator.count import count
+
+        report["emulation"]["instructions"] = asdict(
+            count(path, emulation, store, said)
+        )
+    return report
 
 
 def _profile(name: str | None, folder: Path | None) -> Any:
@@ -185,6 +196,12 @@ def lines(report: Facts) -> list[str]:
     if report["foreign"]:
         text = f"it is for {report['arch']}: its answers were checked here"
         found.insert(3, f"  isa      {text}, not its speed")
+    if about and "instructions" in about:
+        counted = about["instructions"]
+        found.append(
+            f"  cost     {counted['inference']:,} instructions an inference, "
+            f"{counted['load']:,} to load, by one thread"
+        )
     if about:
         return [*found, f"  took     {about['wall_s']:.1f} s, which says nothing of it"]
     return [*found, f"  load     {report['load_ms']:.1f} ms"]

@@ -187,6 +187,9 @@ def check(
     here: Annotated[
         bool, typer.Option(help="Emulate nothing: answers only, by this machine.")
     ] = False,
+    count: Annotated[
+        bool, typer.Option(help="Count the instructions of an emulated inference.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that an emulated check may take.")
     ] = 1800.0,
@@ -200,13 +203,13 @@ def check(
     from .checking import Asked, check_bundle
     from .errors import UsageError
 
-    if here and (target or cpu):
-        raise UsageError("--here emulates nothing: it has no use for --target or --cpu")
+    if here and (target or cpu or count):
+        raise UsageError("--here emulates nothing: --target, --cpu and --count do")
     if file.suffix.lower() not in {".onnx", ".tflite"}:
-        asked = Asked(target, cpu, here, timeout)
+        asked = Asked(target, cpu, here, count, timeout)
         return check_bundle(file, asked, as_json=as_json, quiet=quiet)
-    if target or cpu:
-        raise UsageError("--target and --cpu are for bundles")
+    if target or cpu or count:
+        raise UsageError("--target, --cpu and --count are for bundles")
     from .bundling.facts import render_facts
     from .bundling.running import check_file
 

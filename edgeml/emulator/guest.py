@@ -143,8 +143,18 @@ class Guest:
         return frozenset(json.loads(ran.stdout))
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """What QEMU runs beside the guest; ``cpuinfo`` is what the guest reads as its own."""
+
+    path: Path
+    cpuinfo: str
+
+
 @contextmanager
-def guest(store: Store, arch: str, cpu: str, said: Said) -> Iterator[Guest]:
+def guest(
+    store: Store, arch: str, cpu: str, said: Said, plugin: Plugin | None = None
+) -> Iterator[Guest]:
     """A guest of ``arch`` with the processor ``cpu``, as QEMU calls it.
 
     On the host's own architecture it is the host's Python, else one of the store's.
@@ -162,15 +172,18 @@ def guest(store: Store, arch: str, cpu: str, said: Said) -> Iterator[Guest]:
         (folder / "device").mkdir()
         (folder / "device" / "device_agent").symlink_to(_ROOT / "device_agent")
         environment = _environment(folder)
-        command = [str(programs / _QEMU[arch]), "-cpu", _CPUS.get(cpu, cpu)]
-        command += _RANGES[arch]
+        command = [str(programs / _QEMU[arch])]
+        if plugin is not None:
+            command = _plugged(store.counter(said), arch, plugin)
+        command += ["-cpu", _CPUS.get(cpu, cpu), *_RANGES[arch]]
         if arch == platform.machine():
             real = _own(folder)
             environment["PYTHONPATH"] = str(folder / "device")
         else:
             part, root = store.guest(arch, said)
             real = root / "usr" / "bin" / f"python{part.python}"
-            command += ["-L", str(root)]
+            seen = root if plugin is None else _overlaid(root, plugin, folder / "root")
+            command += ["-L", str(seen)]
             environment |= {
                 "PYTHONHOME": str(root / "usr"),
                 "PYTHONPATH": f"{folder / 'device'}:{root / 'site'}",
@@ -180,6 +193,28 @@ def guest(store: Store, arch: str, cpu: str, said: Said) -> Iterator[Guest]:
         python.write_text(f"#!/bin/sh\nexec {line}\n")
         python.chmod(0o755)
         yield Guest(arch, cpu, version, python, environment, folder)
+
+
+def _plugged(root: Path, arch: str, plugin: Plugin) -> list[str]:
+    """The QEMU that takes plugins, by its own loader and libraries; fixed addresses."""
+    libraries = [
+        path for path in (*root.glob("lib/*-linux-gnu"), *root.glob("usr/lib/*-gnu"))
+    ]  # fmt: skip
+    loaders = [found for one in libraries for found in one.glob("ld-linux-*.so.*")]
+    return [
+        "setarch", "-R", str(loaders[0]), "--library-path", ":".join(map(str, libraries)),
+        str(root / "usr" / "bin" / _QEMU[arch]), "-seed", "0", "-plugin",
+        str(plugin.path),
+    ]  # fmt: skip
+
+
+def _overlaid(root: Path, plugin: Plugin, place: Path) -> Path:
+    """The guest's root with a /proc/cpuinfo, which this QEMU would take of the host."""
+    (place / "proc").mkdir(parents=True)
+    (place / "proc" / "cpuinfo").write_text(plugin.cpuinfo)
+    for path in root.iterdir():
+        (place / path.name).symlink_to(path)
+    return place
 
 
 def _own(folder: Path) -> Path:

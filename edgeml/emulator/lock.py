@@ -4,7 +4,7 @@
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,15 @@ class Lock:
     """By the host's architecture."""
     guests: dict[str, Part]
     """By the guest's architecture."""
+    counters: dict[str, Part] = field(default_factory=dict)
+    """QEMUs that take plugins, with their libraries, by the host's architecture."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """All of them."""
+        return [
+            *self.qemu.values(), *self.guests.values(), *self.counters.values()
+        ]  # fmt: skip
 
 
 @cache
@@ -93,6 +102,9 @@ def read_lock(text: str) -> Lock:
         snapshot=raw["snapshot"],
         qemu={arch: _part(f"qemu-{arch}", one) for arch, one in raw["qemu"].items()},
         guests={arch: _part(arch, one) for arch, one in raw["guest"].items()},
+        counters={
+            arch: _part(f"counter-{arch}", one) for arch, one in raw["counter"].items()
+        },
     )
 
 

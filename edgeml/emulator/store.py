@@ -66,6 +66,17 @@ class Store:
             )
         return self._have(part, said) / "usr" / "bin"
 
+    def counter(self, said: Said) -> Path:
+        """The root of a QEMU that takes plugins, made when it is not there.
+
+        Raises:
+            MachineLacks: there is none for this host, or it cannot be had.
+        """
+        part = self.lock.counters.get(platform.machine())
+        if part is None:
+            raise MachineLacks(f"no pinned QEMU counts on {platform.machine()}")
+        return self._have(part, said)
+
     def guest(self, arch: str, said: Said) -> tuple[Part, Path]:
         """The system of a guest, made when it is not there.
 
@@ -81,8 +92,7 @@ class Store:
 
     def kept(self) -> list[Kept]:
         """What is in the cache."""
-        parts = [*self.lock.qemu.values(), *self.lock.guests.values()]
-        current = {part.folder for part in parts}
+        current = {part.folder for part in self.lock.parts}
         return [
             Kept(path.name, path, _size(path), path.name in current)
             for path in sorted(self.folder.glob("[!.]*"))
@@ -129,7 +139,7 @@ class Store:
         fetched.mkdir()
         root.mkdir()
         for deb in debian.fetch(part.debs, fetched, self.lock.snapshot):
-            debian.unpack(deb, root, _useful if part.python else _of_qemu)
+            debian.unpack(deb, root, _kept(part))
             deb.unlink()
         if not part.python:
             return root
@@ -140,6 +150,16 @@ class Store:
             if (libraries / link).exists():
                 (libraries / Path(link).name).symlink_to(link)
         return root
+
+
+def _kept(part: Part) -> Callable[[str], bool]:
+    if part.python:
+        return _useful
+    return _of_counter if part.name.startswith("counter-") else _of_qemu
+
+
+def _of_counter(path: str) -> bool:
+    return path.startswith(("lib/", "lib64/", "usr/lib/")) or _of_qemu(path)
 
 
 def _useful(path: str) -> bool:

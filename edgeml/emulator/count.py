@@ -3,7 +3,8 @@
 The rules it keeps:
 
 1. A count is a proxy of cost to compare two builds by; it is never shown as time.
-2. One thread, fixed addresses and a fixed hash seed: a count repeats to the instruction.
+2. One thread, fixed addresses, a fixed hash seed: the count of an inference repeats to
+   the instruction (of a load to 0.001 %) with the same emulator in the same place.
 3. Only QEMU 7.2, dynamically linked, takes plugins among Debian's; it counts and its
    answers are not used. It shows guests the host's /proc/cpuinfo, so the guest's root
    has the one that the pinned QEMU shows.

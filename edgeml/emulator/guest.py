@@ -145,7 +145,7 @@ class Guest:
 
 @dataclass(frozen=True)
 class Plugin:
-    """What QEMU runs beside the guest; ``cpuinfo`` is what the guest reads as its own."""
+    """What QEMU runs beside a guest; ``cpuinfo`` is what the guest reads as its own."""
 
     path: Path
     cpuinfo: str
@@ -197,12 +197,11 @@ def guest(
 
 def _plugged(root: Path, arch: str, plugin: Plugin) -> list[str]:
     """The QEMU that takes plugins, by its own loader and libraries; fixed addresses."""
-    libraries = [
-        path for path in (*root.glob("lib/*-linux-gnu"), *root.glob("usr/lib/*-gnu"))
-    ]  # fmt: skip
+    libraries = [*root.glob("lib/*-linux-gnu"), *root.glob("usr/lib/*-linux-gnu")]
     loaders = [found for one in libraries for found in one.glob("ld-linux-*.so.*")]
     return [
-        "setarch", "-R", str(loaders[0]), "--library-path", ":".join(map(str, libraries)),
+        "setarch", "-R", str(loaders[0]),
+        "--library-path", ":".join(map(str, libraries)),
         str(root / "usr" / "bin" / _QEMU[arch]), "-seed", "0", "-plugin",
         str(plugin.path),
     ]  # fmt: skip

@@ -45,6 +45,11 @@ def store(*arches: str) -> Store:
     return found
 
 
+def anywhere(folder: Path) -> Store:
+    """A store that has nothing."""
+    return Store(folder / "emulator")
+
+
 def linear(folder: Path, *, golden: Array | None = None, **changes: Any) -> Path:
     changes = {"isa": ARM64, "target": "rpi4", **changes}
     return _written(folder, bundles.bundle(golden=golden, **changes))

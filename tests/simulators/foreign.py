@@ -45,6 +45,19 @@ def store(*arches: str) -> Store:
     return found
 
 
+def lent(cache: Path) -> bool:
+    """Have the user's emulator in another cache; whether there is a whole one."""
+    own = user_cache() / "emulator"
+    found = Store(own)
+    parts = [found.lock.qemu.get(machine.arch()), *found.lock.guests.values()]
+    if not all(part and (own / part.folder).is_dir() for part in parts):
+        return False
+    (cache / "edgeml").mkdir(parents=True, exist_ok=True)
+    if not (cache / "edgeml" / "emulator").is_symlink():
+        (cache / "edgeml" / "emulator").symlink_to(own)
+    return True
+
+
 def anywhere(folder: Path) -> Store:
     """A store that has nothing."""
     return Store(folder / "emulator")

@@ -1,7 +1,7 @@
 """ARM targets on this host: built, checked, run; and beside the official files.
 
-The artifacts are portable, so LiteRT runs them here; the report says what did. Where the
-emulator is (``edgeml emulator setup``), their targets check them, too.
+The artifacts are portable, so LiteRT runs them here; the report says what did. Where
+the emulator is (``edgeml emulator setup``), their targets check them, too.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A table of bundles on emulated processors beside this host: docs/emulation.md.
 
-Each bundle is checked on the processors of its architecture, its instructions are counted
-so many times, and the rows are printed as Markdown.
+Each bundle is checked on the processors of its architecture, its instructions are
+counted so many times, and the rows are printed as Markdown.
 """
 
 import argparse

@@ -77,10 +77,10 @@ def check_built(
 
 
 def _checked_built(path: Path, profile: str, recipes: Path, quiet: bool) -> Facts:
-    """A machine that lacks what one target's check needs does not stop the others."""
+    """A target that cannot be emulated here does not stop the others."""
     try:
         return checked(path, Asked(folder=recipes), quiet=quiet, profile=profile)
-    except MachineLacks as error:
+    except (MachineLacks, UsageError) as error:
         failure = {"step": "emulator", "reason": str(error)}
         return {
             "ok": False, "file": path.name, "exit_code": error.exit_code,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import foreign
 import numpy as np
 import onnx
 import pytest
@@ -217,6 +218,24 @@ def test_what_does_not_need_vnni_is_right_without(
     assert code == 0, report["failure"]
     assert report["golden_wrong"] == []
     assert report["argmax_flips"] == 0
+
+
+def test_edgeml_check_emulates_the_processor_itself(
+    built: Path, tmp_path: Path
+) -> None:
+    """By the pinned QEMU, without a virtual environment made by hand."""
+    if not foreign.lent(tmp_path):
+        pytest.skip("no emulator (edgeml emulator setup makes it)")
+    done = edgeml(
+        "check", built / f"{NAIVE}.edgeml", "--cpu", "Haswell", cache=tmp_path
+    )
+    assert done.code == 3
+    assert f"isa: needs {VNNI}; Haswell has not" in done.err
+    done = edgeml(
+        "check", built / f"{EXACT}.edgeml", "--cpu", "Haswell", cache=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert "0 flips against the host" in done.out
 
 
 def test_openvino_is_right_without_vnni(work: Path, haswell: Emulated) -> None:

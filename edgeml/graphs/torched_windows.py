@@ -27,6 +27,9 @@ _MEAN = {
 }
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
+RUNS_MAX = 5
+"""Runs of places up to which an axis is cut and joined."""
+
 
 def edges(at: Site, kernel: Sequence[int]) -> list[int]:
     """Padding at the starts, then at the ends, ``auto_pad`` resolved."""
@@ -165,8 +168,43 @@ def pad(at: Site) -> Value:
 
 
 def taken(x: Any, axis: int, places: Sequence[int]) -> Any:
-    """These places of one axis."""
+    """These places of one axis.
+
+    Few runs of neighbours are slices and mirrors: exported, a list of places would be a
+    constant as long as the axis, more than all weights of a network that reads sound.
+    """
+    runs = runs_of(places)
+    if len(runs) <= RUNS_MAX:
+        return torch.cat([_run(x, axis, *run) for run in runs], axis)
     return torch.index_select(x, axis, torch.tensor(places, device=x.device))
+
+
+def _run(x: Any, axis: int, start: int, count: int, step: int) -> Any:
+    if step == 0:
+        sizes = [-1] * x.dim()
+        sizes[axis] = count
+        return x.narrow(axis, start, 1).expand(sizes)
+    if step == 1:
+        return x.narrow(axis, start, count)
+    return x.narrow(axis, start - count + 1, count).flip(axis)
+
+
+def runs_of(places: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Places as runs: where each starts, how long it is, and its step (1, 0, -1).
+
+    >>> runs_of([2, 1, 0, 1, 2, 3, 3])
+    [(2, 3, -1), (1, 3, 1), (3, 1, 1)]
+    """
+    runs: list[tuple[int, int, int]] = []
+    for place in places:
+        if runs:
+            start, count, step = runs[-1]
+            here = place - (start + (count - 1) * step)
+            if here == step or (count == 1 and abs(here) <= 1):
+                runs[-1] = (start, count + 1, here)
+                continue
+        runs.append((place, 1, 1))
+    return runs
 
 
 def resize(at: Site) -> Value:

@@ -14,8 +14,9 @@ from onnxgraphs import graph, node, random
 from edgeml.errors import ModelError
 from edgeml.graphs.torched import module_of
 
-pytest.importorskip("torch")
-from edgeml.graphs.torched_ops import OPERATORS
+torch = pytest.importorskip("torch")
+from edgeml.graphs.torched_ops import OPERATORS  # noqa: E402
+from edgeml.graphs.torched_windows import runs_of, taken  # noqa: E402
 
 I64, BOOL = TensorProto.INT64, TensorProto.BOOL
 X = {"x": [2, 3, 4, 5]}
@@ -359,6 +360,26 @@ def test_padding(data: Any, mode: str) -> None:
         constants["value"] = np.float32(data.draw(st.sampled_from([0, 1.5])))
         pads[0] = data.draw(st.integers(-1, 1))
     agrees("Pad", {"x": [3, 4, 5]}, constants, opset=19, mode=mode)
+
+
+@quick
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_taken_by_runs_or_by_places_is_the_same(places: list[int]) -> None:
+    x = torch.arange(10.0).reshape(2, 5)
+    for axis, other in ((1, x), (0, x.T)):
+        assert taken(other, axis, places).equal(
+            other.index_select(axis, torch.tensor(places))
+        )
+    flat = [start + step * place for start, count, step in runs_of(places)
+            for place in range(count)]  # fmt: skip
+    assert flat == places
+
+
+def test_a_mirrored_end_is_one_run() -> None:
+    assert runs_of([2, 1, 0, 1, 2, 3, 3]) == [(2, 3, -1), (1, 3, 1), (3, 1, 1)]
+    assert runs_of(np.pad(np.arange(9), (3, 2), "edge").tolist()) == [
+        (0, 4, 0), (1, 8, 1), (8, 2, 0)
+    ]  # fmt: skip
 
 
 def test_padding_of_some_axes() -> None:

@@ -6,7 +6,8 @@
    people would use instead: by construction we ship nothing worse than those.
 3. Accuracy, flips and slices on validation samples; latency and memory only for what
    could still ship, and for what the report compares with.
-4. When the recipe has a pass ``qat``, the most accurate int8 candidate is trained.
+4. When the recipe has a pass ``qat``, the most accurate int8 candidate that can be
+   trained is, or where none of these was judged the best by the proxy.
 5. When no quantized candidate holds the accuracy limits, the layers that add most
    error go back to float, one group at a time, until it holds or is not worth it.
 """
@@ -205,7 +206,7 @@ class Trial:
             trained = self._tuner.tuned(graph, bench.progress)
             facts = {**given, **trained.lineage[-1].parameters}
             spec = replace(spec, parameters=facts)
-            artifact = bench.retrained(trained, spec)
+            artifact = bench.retrained(trained, spec, base.spec)
         except (BackendError, ModelError, PassError) as error:
             self._say(spec.name, f"failed: {error}")
             return [_failed(Tried(spec, bench.blank(spec)), str(error))]
@@ -218,17 +219,18 @@ class Trial:
         Raises:
             BackendError: no candidate has one in the wanted scheme.
         """
-        judged = [
+        made = [
             one
             for one in tried
-            if one.spec.precision == "int8"
-            and one.spec.ships
-            and one.candidate.evaluation is not None
+            if one.spec.precision == "int8" and one.spec.ships and one.artifact
         ]
+        judged = [one for one in made if one.candidate.evaluation is not None]
         judged.sort(key=lambda one: -score(one.candidate, self._bench.subject.metric))
+        # what the proxy gave up is what training can do most for
+        rest = [one for one in made if one.candidate.evaluation is None]
         why = ""
-        for one in judged:
-            assert one.artifact is not None, "what was judged was made"
+        for one in [*judged, *sorted(rest, key=lambda one: -_ratio(one))]:
+            assert one.artifact is not None, "it was made"
             try:
                 graph = self._bench.trainable(one.spec, one.artifact)
             except BackendError as error:

@@ -19,8 +19,8 @@ from device_agent.runtimes import runtime
 from device_agent.runtimes.base import Coverage, Session
 from targets.profile import Target
 
-from .backends.base import Backend, Host
-from .cache import Cache, place
+from .backends.base import Backend, Base, Host
+from .cache import Cache, digest_of, place
 from .candidate import Artifact, LayerError, Spec
 from .errors import BackendError, InputError
 from .evaluation.evaluate import evaluate
@@ -142,13 +142,26 @@ class Workbench:
             return None
         return replace(subject.model, payload=from_bytes(written), origin=None)
 
-    def retrained(self, model: Model, spec: Spec) -> Artifact:
+    def retrained(self, model: Model, spec: Spec, base: Spec) -> Artifact:
         """The artifact of such a graph after QAT.
 
         Raises:
             BackendError: the runtime does not load it.
         """
-        return self.backend.retrained(model, self.target, spec)
+        subject = self.subject
+        key = self._cache.key(
+            "retrained", model=subject.model_digest, target=self.target, spec=spec,
+            base=base, graph=digest_of(to_bytes(model.payload)),
+            calibration=subject.calibration.digest, steps=subject.data_digest,
+            host=self.host,
+        )  # fmt: skip
+        begun = Base(subject.model, base, subject.calibration.feeds)
+        return unpacked(
+            self._cache.bytes(
+                key,
+                lambda: packed(self.backend.retrained(model, self.target, spec, begun)),
+            )
+        )
 
     def options(self, artifact: Artifact) -> dict[str, Option]:
         """Runtime options: the target's, overridden by the artifact's own."""

@@ -37,6 +37,15 @@ class Host:
     timed: bool = True
 
 
+@dataclass(frozen=True)
+class Base:
+    """What QAT began from: a candidate, and what that was made of."""
+
+    model: Model
+    spec: Spec
+    calibration: Sequence[Feeds]
+
+
 class Backend(ABC):
     """Makes artifacts for the runtime of the same name."""
 
@@ -100,8 +109,16 @@ class Backend(ABC):
         """
         return None
 
-    def retrained(self, model: Model, target: Target, spec: Spec) -> Artifact:
+    def retrained(
+        self, model: Model, target: Target, spec: Spec, base: Base
+    ) -> Artifact:
         """The artifact of such a graph, after QAT.
+
+        Args:
+            model: :meth:`trainable`'s graph with what was learned.
+            target: whom it is for.
+            spec: the candidate to be made.
+            base: the one whose graph was trained.
 
         Raises:
             BackendError: the graph is refused.

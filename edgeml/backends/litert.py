@@ -16,6 +16,7 @@ see :mod:`..armv7`.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from .. import armv7
 from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
 from ..errors import BackendError, MachineLacks
 from ..graphs.lowering import Lowered, lower, seeded
-from ..graphs.preparation import macs
+from ..graphs.mirror import Mirror
+from ..graphs.preparation import kept_nodes, macs, prepare
 from ..graphs.tflite import Inside, Op
 from ..intake.tflite import operator_versions
 from ..model import Model
 from ..quantizers import aeq
-from .base import Backend, Host, unmet
+from .base import Backend, Base, Host, unmet
 
 ENTRY = "model.tflite"
 TOOLS = {"aeq": aeq.METHODS}
@@ -59,7 +61,8 @@ INT16_MACS = 50_000_000
 """Larger models are not tried with int16 activations: about a nanosecond each, seen on
 x86, makes a minute of the validation of a thousand samples."""
 COMPARED = 8
-"""Samples that an armv7 artifact is run on by its own runtime."""
+"""Samples that an armv7 artifact is run on by its own runtime, and that the graph which
+QAT trains is compared with the file on."""
 
 
 class LiteRtBackend(Backend):
@@ -72,6 +75,7 @@ class LiteRtBackend(Backend):
         # What candidates share, so that it is made once.
         self._converted: dict[int, tuple[Any, Lowered]] = {}
         self._ranges: dict[tuple[int, int, str, float], tuple[Any, aeq.Ranges]] = {}
+        self._starts: dict[tuple[int, int, str], tuple[Any, _Start]] = {}
 
     def host(self, target: Target) -> Host:
         """LiteRT runs the artifact here; latency is that of this machine."""
@@ -153,15 +157,42 @@ class LiteRtBackend(Backend):
             raw = aeq.half(lowered.raw, keep=keep)
         else:
             raw = self._quantized(lowered, spec, keep, calibration)
-        absent = _absent(raw, target)
-        if absent:
-            raise BackendError(f"{spec.name}: {'; '.join(absent)}")
-        feeds = calibration[:COMPARED] or seeded(model)
-        options = self.host_options(
-            target, {"threads": target.threads, **target.runtime_options}
-        )
-        self._tried(raw, target, spec, options, feeds)
-        return Artifact(self.name, ENTRY, {ENTRY: raw})
+        return self._artifact(raw, model, target, spec, calibration)
+
+    def trainable(
+        self,
+        model: Model,
+        target: Target,
+        spec: Spec,
+        artifact: Artifact,
+        calibration: Sequence[Feeds],
+    ) -> Any | None:
+        """The ONNX graph with the rounding of the file; for activations of int8."""
+        plain = spec.parameters.get("activation", "int8") == "int8"
+        if spec.quantizer != "aeq" or spec.parameters["kind"] != "static" or not plain:
+            return None
+        return self._begin(model, spec, calibration).mirror.proto
+
+    def retrained(
+        self, model: Model, target: Target, spec: Spec, base: Base
+    ) -> Artifact:
+        """A new file: the integers and the scales in it are those of the graph.
+
+        Raises:
+            BackendError: they are not, or LiteRT does not run it.
+        """
+        start = self._begin(base.model, base.spec, base.calibration)
+        mirror, trained = start.mirror, model.payload
+        given = replace(base.model, payload=mirror.floats(trained), origin=None)
+        lowered = lower(given, base.calibration[:COMPARED], start.lowered)
+        found = aeq.calibrate(lowered.raw, base.calibration, *_calibration(base.spec))
+        learned = mirror.spans(trained), mirror.limits(trained, lowered)
+        raw = aeq.quantize_static(
+            lowered.raw, aeq.replaced(found, *learned), keep=start.keep,
+            **_rest(base.spec),
+        )  # fmt: skip
+        mirror.check(trained, lowered, raw)
+        return self._artifact(raw, given, target, spec, base.calibration)
 
     def layer_errors(
         self, model: Model, artifact: Artifact, feeds: Sequence[Feeds]
@@ -205,17 +236,45 @@ class LiteRtBackend(Backend):
                 f"{spec.name}: no quantizer {spec.quantizer!r} for litert; "
                 f"known: {', '.join(TOOLS)}"
             )
-        parameters = dict(spec.parameters)
-        if parameters.pop("kind") == "dynamic":
-            return aeq.quantize_dynamic(lowered.raw, keep=keep, **parameters)
-        method = parameters.pop("method", None)
-        share = parameters.pop("percentile", 99.99)
-        key = (id(lowered), id(calibration), str(method), share)
+        if spec.parameters["kind"] == "dynamic":
+            return aeq.quantize_dynamic(lowered.raw, keep=keep, **_rest(spec))
+        how = _calibration(spec)
+        key = (id(lowered), id(calibration), str(how[0]), how[1])
         if key not in self._ranges:
-            ranges = aeq.calibrate(lowered.raw, calibration, method, share)
-            self._ranges[key] = (calibration, ranges)
+            ranges = aeq.calibrate(lowered.raw, calibration, *how)
+            self._ranges[key] = ((lowered, calibration), ranges)
         ranges = self._ranges[key][1]
-        return aeq.quantize_static(lowered.raw, ranges, keep=keep, **parameters)
+        return aeq.quantize_static(lowered.raw, ranges, keep=keep, **_rest(spec))
+
+    def _begin(
+        self, model: Model, spec: Spec, calibration: Sequence[Feeds]
+    ) -> "_Start":
+        """A candidate once more, of the prepared graph: what is quantized is in it."""
+        key = (id(model.payload), id(calibration), repr(spec))
+        if key not in self._starts:
+            graph = prepare(model.payload)
+            given = replace(model, payload=graph, origin=None)
+            lowered = lower(given, calibration[:COMPARED])
+            keep = lowered.tensors_of(kept_nodes(model.payload, graph, spec.keep))
+            made = self._quantized(lowered, spec, keep, calibration)
+            start = _Start(lowered, tuple(keep), Mirror(graph, lowered, made))
+            self._starts[key] = ((model.payload, calibration), start)
+        return self._starts[key][1]
+
+    def _artifact(
+        self, raw: bytes, model: Model, target: Target, spec: Spec,
+        calibration: Sequence[Feeds],
+    ) -> Artifact:  # fmt: skip
+        """The file, once the target's runtime is seen to have what it needs."""
+        absent = _absent(raw, target)
+        if absent:
+            raise BackendError(f"{spec.name}: {'; '.join(absent)}")
+        feeds = calibration[:COMPARED] or seeded(model)
+        options = self.host_options(
+            target, {"threads": target.threads, **target.runtime_options}
+        )
+        self._tried(raw, target, spec, options, feeds)
+        return Artifact(self.name, ENTRY, {ENTRY: raw})
 
     def _tried(
         self, raw: bytes, target: Target, spec: Spec,
@@ -236,6 +295,26 @@ class LiteRtBackend(Backend):
                 ) from error
             there = armv7.answers(path, options, feeds)
         _same(here, there, target.tolerances[spec.precision])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What QAT begins from: the float file, what stays float in it, and the graph."""
+
+    lowered: Lowered
+    keep: tuple[str, ...]
+    mirror: Mirror
+
+
+def _calibration(spec: Spec) -> tuple[Any, float]:
+    """Method and percentile of a static candidate."""
+    return spec.parameters.get("method"), spec.parameters.get("percentile", 99.99)
+
+
+def _rest(spec: Spec) -> dict[str, Any]:
+    """A candidate's parameters besides those of the calibration."""
+    apart = ("kind", "method", "percentile")
+    return {key: one for key, one in spec.parameters.items() if key not in apart}
 
 
 def _static_specs(options: QuantizeOptions, fragile: bool, wide: bool) -> list[Spec]:

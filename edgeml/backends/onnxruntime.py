@@ -31,7 +31,7 @@ from ..graphs.protos import describe, is_quantized, nodes
 from ..model import Model
 from ..quantizers import inc, nbits, nncf, ort
 from . import candidates
-from .base import Backend, Host
+from .base import Backend, Base, Host
 
 ENTRY = "model.onnx"
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -146,7 +146,9 @@ class OnnxRuntimeBackend(Backend):
         proto = preparation.from_bytes(artifact.files[artifact.entry])
         return proto if is_quantized(proto) else None
 
-    def retrained(self, model: Model, target: Target, spec: Spec) -> Artifact:
+    def retrained(
+        self, model: Model, target: Target, spec: Spec, base: Base
+    ) -> Artifact:
         """The graph as it is."""
         return self._artifact(model.payload, target, spec)
 

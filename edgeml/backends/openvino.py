@@ -30,7 +30,7 @@ from ..graphs.conversion import (
 from ..graphs.preparation import QDQ_OPSET, at_opset
 from ..model import Model
 from ..quantizers import inc, nncf
-from .base import Backend, unmet
+from .base import Backend, Base, unmet
 
 TOOLS = {"nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
 """Quantizers, and the calibration methods of each."""
@@ -134,7 +134,9 @@ class OpenVinoBackend(Backend):
         given = at_opset(model.payload, QDQ_OPSET)
         return nncf.quantize_onnx(given, calibration, keep=spec.keep, **settings)
 
-    def retrained(self, model: Model, target: Target, spec: Spec) -> Artifact:
+    def retrained(
+        self, model: Model, target: Target, spec: Spec, base: Base
+    ) -> Artifact:
         """The graph, converted."""
         files = written(converted(model, ()), half=False)
         return Artifact(self.name, "model.xml", files)

@@ -14,7 +14,7 @@ The rules it keeps:
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Lowered:
     """Names of all that is computed; some belong to no ONNX node."""
     error: float
     """Largest difference from the ONNX graph, in parts of an output's magnitude."""
+    twins: Twins
+    """Which tensors of the ONNX graph the operators make."""
 
     def tensors_of(self, keep: Sequence[str]) -> tuple[str, ...]:
         """The tensors in which the nodes ``keep`` end; a tensor's name is good, too.
@@ -63,8 +65,15 @@ class Lowered:
         return tuple(dict.fromkeys(known[name] for name in keep))
 
 
-def lower(model: Model, feeds: Sequence[Feeds] = ()) -> Lowered:
+def lower(
+    model: Model, feeds: Sequence[Feeds] = (), like: Lowered | None = None
+) -> Lowered:
     """The model (level graph) as a checked ``.tflite``.
+
+    Args:
+        model: at level graph.
+        feeds: a few samples of batch 1.
+        like: of the same graph with other weights: the names will be the same.
 
     Raises:
         BackendError: no way leads there; says how each ended.
@@ -78,7 +87,7 @@ def lower(model: Model, feeds: Sequence[Feeds] = ()) -> Lowered:
     failures = []
     for way, module in ways:
         try:
-            return checked(model, converted(module()), feeds)
+            return checked(model, converted(module()), feeds, like)
         except MachineLacks:
             raise
         except EdgemlError as error:
@@ -116,15 +125,22 @@ def converted(module: Model) -> bytes:
     return raw
 
 
-def checked(model: Model, raw: bytes, feeds: Sequence[Feeds]) -> Lowered:
+def checked(
+    model: Model, raw: bytes, feeds: Sequence[Feeds], like: Lowered | None = None
+) -> Lowered:
     """A ``.tflite`` under the names of the ONNX graph, once it is seen to agree.
 
     Raises:
-        BackendError: its outputs differ; names the first layer that was lost.
+        BackendError: its outputs differ; names the first layer that was lost. Or its
+            operators are not those of ``like``.
     """
     inside = _ported(model, raw)
     twins = compare(model, inside, feeds)
     disagree(twins)
+    if like is not None:
+        if _wiring(inside) != _wiring(Inside(like.raw)):
+            raise BackendError("with other weights litert-torch makes other operators")
+        twins = replace(like.twins, errors=twins.errors)
     return _named(model, raw, inside, twins)
 
 
@@ -164,6 +180,12 @@ def seeded(model: Model) -> list[Feeds]:
 def fixed(shape: Sequence[int]) -> list[int]:
     """A shape of batch 1."""
     return [1 if size == -1 else size for size in shape]
+
+
+def _wiring(inside: Inside) -> list[Any]:
+    """Each operator, and which ones it reads; numbers of constants may differ."""
+    makers = {index: op.place for index, op in inside.made.items()}
+    return [(op.name, [makers.get(one) for one in op.inputs]) for op in inside.ops]
 
 
 def _ported(model: Model, raw: bytes) -> Inside:
@@ -206,7 +228,7 @@ def _named(model: Model, raw: bytes, inside: Inside, twins: Twins) -> Lowered:
         owners={label: first[place] for label, place in twins.homes.items()},
         layers={first[place]: (label, kinds[label]) for place, label in titles.items()},
         tensors=frozenset(first.values()),
-        error=max(twins.errors.values()),
+        error=max(twins.errors.values()), twins=twins,
     )  # fmt: skip
 
 

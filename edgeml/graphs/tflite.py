@@ -125,7 +125,12 @@ class Inside:
 
     def constant(self, index: int) -> Array:
         """What a constant stands for, in float64."""
-        return self.tensors[index].values(self._interpreter.get_tensor(index))
+        return self.tensors[index].values(self.stored(index))
+
+    def stored(self, index: int) -> Array:
+        """The numbers of a constant as they are in the file."""
+        numbers: Array = self._interpreter.get_tensor(index)
+        return numbers
 
     def run(self, feeds: Feeds) -> Callable[[int], Array]:
         """Run once; gives what reads a tensor's stored numbers by its number.

@@ -38,12 +38,14 @@ WEIGHTED = frozenset(
 class Twins:
     """What became of the nodes of an ONNX graph.
 
-    ``homes``: label of a node → place of the operator in which it ends. ``lost``: the
+    ``homes``: label of a node → place of the operator in which it ends. ``tensors``:
+    tensor of the graph → place of the operator that makes its twin. ``lost``: the
     weighted layers that end nowhere, in the order of the graph. ``errors``: output →
     largest difference, in parts of its largest magnitude.
     """
 
     homes: dict[str, int]
+    tensors: dict[str, int]
     lost: tuple[str, ...]
     errors: dict[str, float]
 
@@ -77,13 +79,14 @@ def compare(model: Model, inside: Inside, feeds: Sequence[Feeds]) -> Twins:
             theirs[name].append(_mark(array))
         for index in ours:
             ours[index].append(_mark(read(index)))
-    homes = _homes(nodes, _matches(theirs, ours, inside))
+    tensors = _matches(theirs, ours, inside)
+    homes = _homes(nodes, tensors)
     lost = tuple(
         label
         for node in nodes
         if is_weighted(model, node) and (label := label_of(node)) not in homes
     )
-    return Twins(homes, lost, errors)
+    return Twins(homes, tensors, lost, errors)
 
 
 def is_weighted(model: Model, node: Any) -> bool:

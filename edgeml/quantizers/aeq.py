@@ -75,7 +75,32 @@ def calibrate(
     if method is None:
         return found
     share = 100.0 if method == "minmax" else percentile
-    return _replaced(found, _seen(raw, calibration, share))
+    return replaced(found, _seen(raw, calibration, share))
+
+
+def replaced(
+    ranges: Ranges,
+    seen: Mapping[str, tuple[float, float]],
+    constants: Mapping[str, tuple[Array, Array]] | None = None,
+) -> Ranges:
+    """Ranges with others for some tensors.
+
+    Args:
+        ranges: from :func:`calibrate`.
+        seen: computed tensor → least and greatest value; those that the tool does not
+            ask for are left out.
+        constants: those whose scales are known, in the shape of these.
+    """
+    made = copy.deepcopy(ranges)
+    for name, (low, high) in seen.items():
+        if name in made and "min" in made[name]:
+            for key, value in (("min", low), ("max", high)):
+                made[name][key] = np.full_like(made[name][key], value)
+    for name, (least, most) in (constants or {}).items():
+        made[name] = {
+            "min": least.astype(np.float32), "max": most.astype(np.float32),
+        }  # fmt: skip
+    return made
 
 
 def quantize_static(
@@ -333,12 +358,3 @@ def _middle(
     below = np.searchsorted(np.cumsum(counts), left_out, side="right")
     above = np.searchsorted(np.cumsum(counts[::-1]), left_out, side="right")
     return float(edges[below]), float(edges[len(counts) - above])
-
-
-def _replaced(found: Ranges, seen: Mapping[str, tuple[float, float]]) -> Ranges:
-    ranges = copy.deepcopy(found)
-    for name, (low, high) in seen.items():
-        if name in ranges and "min" in ranges[name]:
-            for key, value in (("min", low), ("max", high)):
-                ranges[name][key] = np.full_like(ranges[name][key], value)
-    return ranges

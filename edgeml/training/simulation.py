@@ -10,7 +10,9 @@ The rules it keeps:
    used. Scales that cannot follow (a zero point that is not zero, a scale of several
    tensors) stay.
 3. Scales of activations are learned as the logarithm of their ratio to the calibrated
-   ones, zero points stay.
+   ones, zero points stay. What comes out of softmax, sigmoid and tanh has a range that
+   is known, and LiteRT insists on it: these scales stay. So does a scale of exactly 1:
+   it is that of integers.
 4. The bias of a quantized layer is a multiple of input scale times weight scale, also
    where the graph has it in float: the runtime makes 32 bits of it.
 5. What was learned is written into the initializers of the same graph; nodes, names and
@@ -47,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 """Those of int32 are the largest that float32 has."""
 BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh"})
 _READERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -124,12 +127,14 @@ class _Plan:
 
     ``data``: a weight or bias → the node that (de)quantizes it. ``scales``: a scale →
     the weights and biases that it is of, ``""`` for computed tensors. ``biases``: a
-    bias → (the weight beside it, the scale of the input).
+    bias → (the weight beside it, the scale of the input). ``bounded``: scales of what
+    has a range that is known.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     biases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    bounded: set[str] = field(default_factory=set)
 
     def bias_of(self, weight: str) -> str | None:
         """The bias beside a weight, if there is one and no other."""
@@ -148,6 +153,10 @@ def _plan(graph: Any) -> _Plan:
         plan.scales[node.input[1]].add(name)
         if name:
             plan.data.setdefault(name, node)
+    bounded = {
+        name for node in graph.node if node.op_type in BOUNDED for name in node.output
+    }
+    plan.bounded = {node.input[1] for node in readers if node.input[0] in bounded}
     makers = {node.output[0]: node for node in readers}
     for layer in graph.node:
         if layer.op_type not in BIASED or len(layer.input) < 3:
@@ -363,7 +372,8 @@ class Simulation:
         values = self._initial[name].astype(np.float32)
         before = self._constant(values, name)
         data = next(iter(of))
-        if of == {""} and values.size == 1:
+        known = name in plan.bounded or (values == 1).all()
+        if of == {""} and values.size == 1 and not known:
             growth = self._constant(np.zeros((), np.float32), f"{name}_growth", True)
             made = building.call(grown, before, growth)
         elif len(of) == 1 and data in plan.biases:

@@ -29,7 +29,7 @@ samples = 100
 name = "top1"
 
 [quantize]
-quantizers = ["ort", "nncf"]
+quantizers = QUANTIZERS
 methods = ["minmax"]
 precisions = ["int8"]
 mixed = false
@@ -44,6 +44,9 @@ scheme = "SCHEME"
 [build]
 targets = ["TARGET"]
 """
+
+
+OURS = ("ort", "nncf")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def candidates(work: Path, target: str, scheme: str = "auto") -> dict[str, Any]:
+def candidates(
+    work: Path, target: str, scheme: str = "auto", quantizers: tuple[str, ...] = OURS
+) -> dict[str, Any]:
     """Name → what the report says of each candidate."""
     recipe = work / f"{target}.toml"
     text = RECIPE.replace("TARGET", target).replace("SCHEME", scheme)
+    text = text.replace("QUANTIZERS", json.dumps(quantizers))
     recipe.write_text(text)
     done = edgeml("build", recipe, "--out", work / target, cache=work / "cache")
     report = json.loads((work / target / "hard-1.0.0" / "report.json").read_text())
@@ -97,3 +103,16 @@ def test_openvino_gets_the_same_from_its_own_quantizer(work: Path) -> None:
     (name,) = [one for one in found if "qat" in one]
     assert name.startswith("int8 qat (from nncf")
     assert top1(found[name]) >= top1(found["fp32"]) - 0.05
+
+
+def test_arm_targets_get_it_in_the_scheme_of_litert(work: Path) -> None:
+    pytest.importorskip("litert_torch")
+    pytest.importorskip("ai_edge_quantizer")
+    found = candidates(work, "rpi4", quantizers=("aeq",))
+    (name,) = [one for one in found if "qat" in one]
+    base = found[found[name]["parameters"]["from"]]
+    assert name == "int8 qat (from aeq minmax)"
+    assert base["status"] == "skipped", "so broken that nobody judged it"
+    assert base["proxy_sqnr_db"] < 0
+    assert found[name]["proxy_sqnr_db"] > base["proxy_sqnr_db"] + 3
+    assert top1(found[name]) > 0.7

@@ -5,6 +5,7 @@ from dataclasses import replace
 import networks_onnx
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 pytest.importorskip("litert_torch", reason="litert-torch converts")
 pytest.importorskip("ai_edge_quantizer")
@@ -14,11 +15,12 @@ from device_agent.contract.tensors import TensorSpec
 from device_agent.runtimes import runtime
 from edgeml import armv7
 from edgeml.backends import backend
-from edgeml.backends.base import Host
+from edgeml.backends.base import Base, Host
 from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.errors import BackendError
 from edgeml.graphs.tflite import Inside
 from edgeml.model import Model
+from edgeml.training.simulation import Simulation
 from targets.profile import Tolerance, load_target
 
 RPI4, ARMV7 = load_target("rpi4"), load_target("armv7")
@@ -237,6 +239,120 @@ class TestRefusals:
     def test_another_quantizer(self, litert, model, samples):
         with pytest.raises(BackendError, match="no quantizer 'ort' for litert"):
             litert.lower(model, RPI4, replace(STATIC, quantizer="ort"), samples)
+
+
+def learned(proto, inputs):
+    """The graph as if something had been learned, and what computes it in torch."""
+    torch = pytest.importorskip("torch")
+    made, draw = Simulation(proto, inputs), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for one in made.module.parameters():
+            by = one.std() if one.ndim else 1.0
+            one += 0.1 * by * torch.randn(one.shape, generator=draw)
+
+    def run(feed):
+        with torch.no_grad():
+            outputs = made.module(*(torch.from_numpy(one) for one in feed.values()))
+        return {name: one.numpy() for name, one in outputs.items()}
+
+    return made.written(), run
+
+
+class TestQat:
+    """What is trained is LiteRT's arithmetic, and LiteRT computes what was trained."""
+
+    QAT = Spec("int8 qat", "int8", "qat")
+
+    def trained(self, litert, model, spec, samples):
+        graph = litert.trainable(model, RPI4, spec, None, samples)
+        after, run = learned(graph, model.inputs)
+        base = Base(model, spec, samples)
+        given = replace(model, payload=after)
+        return after, run, litert.retrained(given, RPI4, self.QAT, base)
+
+    @pytest.mark.parametrize(
+        ("network", "spec"),
+        [
+            pytest.param(lambda: networks_onnx.pooling("MaxPool"), STATIC, id="max"),
+            pytest.param(
+                lambda: networks_onnx.pooling("AveragePool"), STATIC,
+                id="average", marks=pytest.mark.long,
+            ),
+            pytest.param(
+                networks_onnx.branches, STATIC, id="branches", marks=pytest.mark.long
+            ),
+            pytest.param(
+                networks_onnx.convolutional, replace(STATIC, keep=("norm",)),
+                id="first in float", marks=pytest.mark.long,
+            ),
+            pytest.param(
+                networks_onnx.convolutional,
+                replace(STATIC, parameters={"kind": "static"}),
+                id="moving average", marks=pytest.mark.long,
+            ),
+        ],
+    )  # fmt: skip
+    def test_the_artifact_gives_the_numbers_of_the_training(
+        self, litert, tmp_path, network, spec
+    ):
+        model = network()
+        calibration = networks_onnx.feeds(model, 24)
+        _, run, artifact = self.trained(litert, model, spec, calibration)
+        session = opened(artifact, tmp_path)
+        inside = Inside(artifact.files[artifact.entry])
+        step = next(
+            one.scales[0] for one in inside.tensors.values() if one.name == "scores"
+        )
+        for feed in networks_onnx.feeds(model, 100, seed=1):
+            apart = session.predict(feed)["scores"] - run(feed)["scores"]
+            assert np.abs(apart).max() <= 1.001 * step
+
+    def test_weights_and_biases_are_the_trained_integers(self, litert, model, samples):
+        proto, _, artifact = self.trained(litert, model, STATIC, samples)
+        values = {
+            one.name: numpy_helper.to_array(one) for one in proto.graph.initializer
+        }
+        nodes = {node.name: node for node in proto.graph.node}
+        makers = {node.output[0]: node for node in proto.graph.node}
+        inside = Inside(artifact.files[artifact.entry])
+        layers = {inside.tensors[op.outputs[0]].name: op for op in inside.ops}
+        moved = {"first": (0, 2, 3, 1), "second": (1, 2, 3, 0), "dense": (0, 1)}
+        for layer, axes in moved.items():
+            x, weight, bias = nodes[layer].input
+            weight = weight.removesuffix("/rounded")
+            op = layers["scores" if layer == "dense" else layer]
+            wanted = values[f"{weight}/int8"].transpose(axes)
+            assert np.array_equal(inside.stored(op.inputs[1]), wanted)
+            step = values[f"{weight}/scale"] * values[makers[x].input[1]]
+            found = inside.stored(op.inputs[2])
+            assert np.abs(found - values[bias] / step).max() < 0.01
+
+    @pytest.mark.long
+    def test_what_is_learned_changes_the_file_and_is_made_alike(
+        self, litert, model, samples
+    ):
+        *_, one = self.trained(litert, model, STATIC, samples)
+        *_, other = self.trained(backend("litert"), model, STATIC, samples)
+        assert one.files == other.files
+        assert one.files != litert.lower(model, RPI4, STATIC, samples).files
+
+    def test_only_static_int8_can_be_trained(self, litert, model, samples):
+        for spec in (Spec("fp32", "fp32"), Spec("fp16", "fp16"), DYNAMIC, INT16):
+            assert litert.trainable(model, RPI4, spec, None, samples) is None
+
+    @pytest.mark.long
+    def test_attention_is_off_by_what_the_softmax_of_litert_is(self, litert, tmp_path):
+        model = networks_onnx.attention()
+        calibration = networks_onnx.feeds(model, 24)
+        _, run, artifact = self.trained(litert, model, STATIC, calibration)
+        session = opened(artifact, tmp_path)
+        inside = Inside(artifact.files[artifact.entry])
+        step = next(
+            one.scales[0] for one in inside.tensors.values() if one.name == "out"
+        )
+        for feed in networks_onnx.feeds(model, 50, seed=1):
+            apart = session.predict(feed)["out"] - run(feed)["out"]
+            assert np.abs(apart).max() <= 2.001 * step
 
 
 @pytest.mark.skipif(

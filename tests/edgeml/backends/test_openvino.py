@@ -15,6 +15,7 @@ pytest.importorskip("device_agent.runtimes.openvino")
 from device_agent.contract.tensors import TensorSpec, datatype_of
 from device_agent.runtimes import runtime
 from edgeml.backends import backend
+from edgeml.backends.base import Base
 from edgeml.candidate import QuantizeOptions, Spec
 from edgeml.errors import BackendError
 from edgeml.model import Model
@@ -472,7 +473,7 @@ def test_the_artifact_computes_what_was_simulated(openvino, model, samples, tmp_
         for one in made.module.parameters():
             one *= 1.1
     after = replace(model, payload=made.written())
-    artifact = openvino.retrained(after, TARGET, spec)
+    artifact = openvino.retrained(after, TARGET, spec, Base(model, spec, samples))
     assert b'type="FakeQuantize"' in artifact.files["model.xml"]
     session = opened(artifact, tmp_path)
     for feed in samples:

@@ -15,6 +15,7 @@ from hardnet import HardNet, hardnet
 from sklearn.datasets import load_digits
 
 from device_agent.contract.tensors import Feeds
+from edgeml.backends.base import Base
 from edgeml.candidate import Spec
 from edgeml.errors import PassError
 from edgeml.graphs.preparation import to_bytes
@@ -68,7 +69,8 @@ def outputs(proto: Any, feeds: list[Feeds], target: str = "cpu-x86_64") -> Any:
 
     chosen, backend = load_target(target), OnnxRuntimeBackend()
     model = Model("graph", proto, (), ())
-    artifact = backend.retrained(model, chosen, Spec("int8 qat", "int8", "qat"))
+    spec = Spec("int8 qat", "int8", "qat")
+    artifact = backend.retrained(model, chosen, spec, Base(model, spec, feeds))
     options = {**chosen.runtime_options, **artifact.options}
     session = backend._open(artifact.files[artifact.entry], options)
     found = [next(iter(session.predict(feed).values())) for feed in feeds]

@@ -150,6 +150,30 @@ def test_quantizing_is_what_onnx_says(data: Any, kind: str, channels: bool) -> N
     assert np.array_equal(found.numpy(), wanted[0])
 
 
+@pytest.mark.parametrize(("scale", "learned"), [
+    (0.1, ["s_growth"]), (1.0, []),
+])  # fmt: skip
+def test_scales_of_what_is_bounded_and_of_integers_stay(
+    scale: float, learned: list[str]
+) -> None:
+    given = graph(
+        [
+            node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+            node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+            node("Sigmoid", ["xd"], ["p"]),
+            node("QuantizeLinear", ["p", "t", "z"], ["pq"]),
+            node("DequantizeLinear", ["pq", "t", "z"], ["y"]),
+        ],
+        {"x": [1, 4]}, ["y"],
+        {
+            "s": np.float32(scale), "t": np.float32(1 / 256),
+            "z": np.array(-128, np.int8),
+        },
+    )  # fmt: skip
+    made = Simulation(given.payload, given.inputs)
+    assert [name for name, _ in made.module.named_parameters()] == learned
+
+
 def test_the_gradient_goes_straight_through_but_not_where_it_saturates() -> None:
     x = torch.tensor([-200.0, -1.3, 0.2, 0.5, 200.0], requires_grad=True)
     one, zero = torch.ones(()), torch.zeros(())

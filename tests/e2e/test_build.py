@@ -81,6 +81,7 @@ def test_an_unchanged_build_does_nothing(built: Path, work: Path, cache: Path) -
     assert {path: path.stat().st_mtime_ns for path in built.iterdir()} == before
 
 
+@pytest.mark.long
 def test_two_fresh_folders_give_the_same_bytes(
     built: Path, work: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert {one["target"] for one in done.facts["targets"]} == set(TARGETS)
 
 
+@pytest.mark.long
 def test_a_budget_that_cannot_be_held_exits_3_names_the_limit_and_builds_the_others(
     work: Path, cache: Path, tmp_path: Path
 ) -> None:

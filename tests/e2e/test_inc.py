@@ -36,6 +36,7 @@ def test_a_recipe_that_names_inc_gets_its_candidates_evaluated(tmp_path: Path) -
         assert sizes[0] < 0.5 * sizes[1]
 
 
+@pytest.mark.long
 def test_a_model_that_came_as_onnx_says_so(tmp_path: Path) -> None:
     from digits import recipe, write
 

@@ -9,6 +9,7 @@ from typing import Any
 import bundles
 import numpy as np
 import onnx
+import pytest
 from agents import Agent, agent
 from callers import Callers, X, calling, post
 from onnx import TensorProto, helper, numpy_helper
@@ -101,6 +102,7 @@ def answered(callers: Callers) -> list[int]:
     return [versions.count(version) for version in WANT]
 
 
+@pytest.mark.long
 def test_a_hundred_swaps(tmp_path: Path) -> None:
     path = tmp_path / "linear.edgeml"
     put(path, 1)

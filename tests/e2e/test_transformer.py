@@ -30,6 +30,7 @@ WAYS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 def test_an_encoder_goes_through_every_way(tmp_path: Path) -> None:
     """The seeded encoder of 8×8 patches: each way's numbers are those of float."""
     from kinds import network

@@ -206,6 +206,7 @@ def test_options_say_what_the_engine_may_compute_in(backend):
         assert made == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["depthwise", "transformer"])
 def test_int8_of_real_networks_keeps_tensorrts_rules(backend, kind):
     pytest.importorskip("torch")

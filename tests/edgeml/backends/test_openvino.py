@@ -166,6 +166,7 @@ def test_a_history_of_other_models_does_not_change_the_bytes(openvino, model, sa
     assert openvino.lower(model, TARGET, INT8, samples).digest == one.digest
 
 
+@pytest.mark.long
 def test_another_process_in_another_folder_gives_the_same_bytes(
     openvino, model, samples, tmp_path
 ):
@@ -403,7 +404,7 @@ def random_feeds(model, count=2):
         "mlperf_tiny_kws/kws_dscnn_float.onnx",
         "silero_vad/silero_vad_openvino_16k.onnx",
         "ultraface/version-slim-320_without_postprocessing.onnx",
-        "basic_pitch/nmp.onnx",
+        pytest.param("basic_pitch/nmp.onnx", marks=pytest.mark.long),
     ],
 )
 def test_real_models_convert_and_agree(openvino, path, tmp_path):

@@ -31,6 +31,8 @@ PUBLIC = {
     "silero_vad/silero_vad_openvino_16k.onnx": 1e-4,
 }
 
+HEAVY = ("basic_pitch/nmp.onnx", "ultraface/version-RFB-320.onnx")
+
 
 def net(batch: Any = "n") -> Model:
     """A convolution with its bias apart, a reshape that names sizes, a matrix."""
@@ -208,7 +210,13 @@ def test_operators_may_be_replaced() -> None:
     assert not any("relu" in name for name in names)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in HEAVY else ())
+        for name in PUBLIC
+    ],
+)
 def test_public_models_give_the_numbers_of_onnx_runtime(name: str) -> None:
     path = DATA / name
     if not path.is_file():

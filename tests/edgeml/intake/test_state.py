@@ -50,7 +50,9 @@ def same(one: Model, other: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds.ALL)
-@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    "ratio", [0.6, *(pytest.param(r, marks=pytest.mark.long) for r in (0.0, 0.3, 0.9))]
+)
 def test_a_pruned_network_is_restored_exactly(kind: str, ratio: float) -> None:
     fresh = kinds.ALL[kind]
     after = pruned(kinds.network(kind), ratio)

@@ -205,6 +205,7 @@ def test_same_values_are_within_a_twentieth_of_the_deviation() -> None:
 # --- what it learns --------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_unlabelled_samples_teach_more_than_a_few_labels() -> None:
     own = {"batch": 64, "learning_rate": 1e-2}  # and 400 steps for both
     alone = load_pass("train", {**own, "epochs": 200})(

@@ -85,6 +85,7 @@ def test_the_batch_is_variable_where_it_can_be(load):
     assert [s.verb for s in after.lineage] == ["load", "export"]
 
 
+@pytest.mark.long
 def test_another_process_gives_the_same_bytes_without_paths(load):
     graph = load_pass("export")(load("Net"))
     done = subprocess.run(

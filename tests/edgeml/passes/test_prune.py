@@ -200,6 +200,7 @@ def loss(model: Model, task: Task) -> float:
     return float(torch.nn.functional.cross_entropy(found, wanted))
 
 
+@pytest.mark.long
 def test_norms_know_what_is_left() -> None:
     """Without fine-tuning: statistics taken anew are worth a lot of accuracy."""
     task, model = digits(), trained("residual", ALL)

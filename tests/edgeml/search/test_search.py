@@ -98,6 +98,7 @@ def test_the_report_has_every_trial_its_front_and_the_budget(done: Done) -> None
         assert trial.name in done.page
 
 
+@pytest.mark.long
 def test_a_search_that_is_done_does_nothing_again_and_a_longer_one_goes_on(
     done: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_point_that_misses_on_all_samples_gives_way_to_the_next(
     assert target.bundle_file is not None
 
 
+@pytest.mark.long
 def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 100_000, 50))  # every trial takes 50 seconds
     monkeypatch.setattr(searching.time, "monotonic", lambda: next(clock))

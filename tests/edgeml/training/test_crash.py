@@ -36,6 +36,7 @@ def test_the_crash_is_an_error():
     assert "while it was at: training directly" in told
 
 
+@pytest.mark.long
 def test_our_loop_survives_the_same_network_and_batch(tmp_path):
     run_apart("crashing:by_the_loop", str(tmp_path / "trained"), Silent())
     assert (tmp_path / "trained").read_text() == "10 64"

@@ -150,20 +150,42 @@ def agent(
             command += ["--bundle", str(path)]
         for option, value in chosen.items():
             command += [option, value] if option not in args else []
-        process = subprocess.Popen(
-            [*command, *args], cwd=ROOT, env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        device = Agent(
-            process,
+        with watched(
+            [*command, *args],
             socket=Path(_value("--socket", args) or chosen["--socket"]),
             state=Path(_value("--state", args) or chosen["--state"]),
-        )
-        try:
-            _await(device, device._start_reading(), ready_s)
+            env={**os.environ, **(env or {})},
+            ready_s=ready_s,
+            end_s=end_s,
+        ) as device:
             yield device
-        finally:
-            device.stop(end_s)
+
+
+@contextmanager
+def watched(
+    command: Sequence[str],
+    *,
+    socket: Path,
+    state: Path,
+    env: Mapping[str, str] | None = None,
+    ready_s: float = READY_S,
+    end_s: float = END_S,
+) -> Iterator[Agent]:
+    """Run a command that becomes the agent and wait until it is ready.
+
+    Raises:
+        RuntimeError: it ended or said nothing in time; the text holds its log.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    device = Agent(process, socket=socket, state=state)
+    try:
+        _await(device, device._start_reading(), ready_s)
+        yield device
+    finally:
+        device.stop(end_s)
 
 
 def _chosen(folder: Path, toml: str, args: Sequence[str]) -> dict[str, str]:

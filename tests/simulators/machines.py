@@ -1,0 +1,291 @@
+"""A whole Arm machine: a kernel, a root file system and a job, under qemu-system-aarch64.
+
+::
+
+    machine = Machine.of_target("rpi4", tools, work)
+    done = machine.run(["sh", "-c", "uname -m"], root=make_ext4(...))
+    assert done.code == 0 and done.out == "aarch64\n"
+
+1. The memory and the processor are the target's (``targets/*.toml``), one core, no network.
+2. The job is a tar on a raw virtio disk: its files and ``run.sh``, which runs where they
+   lie. Its output and exit code come back over a virtio serial port, the kernel's
+   messages over the console.
+3. The machine boots an initrd of busybox and some modules. It finds disks by their
+   serials, mounts ``edgeroot`` at ``/`` of the job (read-only unless asked otherwise) and
+   ``edgedata`` at ``/mnt``, both ext4; ``/tmp`` and ``/run`` are tmpfs. It powers off when
+   the job has ended.
+4. Time under emulation says nothing of the device's.
+
+A drive with a ``log`` has every write kept; :mod:`blocklogs` replays them.
+"""
+
+import gzip
+import io
+import re
+import shlex
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands import ROOT, Done
+
+LIMIT_S = 300.0
+MODULES = ("virtio/virtio.ko", "virtio/virtio_ring.ko", "virtio/virtio_mmio.ko",
+           "block/virtio_blk.ko", "char/virtio_console.ko")  # fmt: skip
+_INIT = """\
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mkdir -p /proc /sys /dev /root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in virtio virtio_ring virtio_mmio virtio_blk virtio_console; do
+  insmod /$module.ko
+done
+disk() {
+  for block in /sys/block/vd*; do
+    [ "$(cat $block/serial)" != "$1" ] || echo /dev/${block##*/}
+  done
+}
+said() { sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p" /proc/cmdline; }
+# The port comes when the two sides have spoken; its number is not ours to say.
+until out=$(ls /dev/vport*p* 2>&1); do usleep 10000; done
+end() { sync; printf '\\nEDGE-RC=%s\\n' $1 > $out; poweroff -f; }
+fail() { echo "$1" > $out; end 125; }
+job=$(disk edgejob) root=$(disk edgeroot) data=$(disk edgedata)
+if [ -n "$root" ]; then
+  mount -t ext4 -o $(said edge.root) $root /root || fail "edgeroot: cannot be mounted"
+else
+  mount -t tmpfs tmpfs /root
+  mkdir /root/proc /root/sys /root/dev /root/tmp /root/run /root/mnt
+  cp -a /bin /root/
+fi
+for folder in proc sys dev tmp run mnt; do
+  [ -d /root/$folder ] || fail "edgeroot: expected a folder /$folder, found none"
+done
+mount -t proc proc /root/proc
+mount -t sysfs sysfs /root/sys
+mount -t devtmpfs devtmpfs /root/dev
+mount -t tmpfs -o mode=1777 tmpfs /root/tmp
+mount -t tmpfs -o mode=755 tmpfs /root/run
+mkdir -p -m 755 /root/run/job
+[ -z "$data" ] || mount -t ext4 $data /root/mnt || fail "edgedata: cannot be mounted"
+ip link set lo up
+cp /bin/busybox /root/run/
+tar -x -f $job -C /root/run/job || fail "edgejob: expected a tar"
+chroot /root /run/busybox start-stop-daemon -S -p /run/none -c $(said edge.user) \\
+  -x /run/busybox -- sh /run/job/run.sh > $out 2>&1
+code=$?
+[ -z "$data" ] || umount /root/mnt || fail "edgedata: busy though the job has ended"
+end $code
+"""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where what the machine is made of was unpacked (``scripts/qemu-test``)."""
+
+    kernel: Path
+    """The folder of Debian's linux-image package for cloud-arm64."""
+    busybox: Path
+    """The folder of Debian's busybox-static for arm64."""
+    emulator: str = "qemu-system-aarch64"
+
+    @property
+    def image(self) -> Path:
+        """The kernel itself."""
+        (found,) = (self.kernel / "boot").glob("vmlinuz-*")
+        return found
+
+    def initrd(self) -> bytes:
+        """The root file system that the kernel starts with: busybox, modules, init."""
+        (modules,) = (self.kernel / "lib/modules").iterdir()
+        files = {
+            "init": _INIT.encode(),
+            "bin/busybox": (self.busybox / "bin/busybox").read_bytes(),
+        }
+        for name in MODULES:
+            path = modules / "kernel/drivers" / name
+            files[path.name] = path.read_bytes()
+        return gzip.compress(_newc(files), compresslevel=1, mtime=0)
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A raw disk with ext4 on it.
+
+    ``log``: the file that QEMU's blklogwrites driver keeps every write in; it must not
+    exist yet. ``snapshot``: what the machine writes is forgotten when it ends.
+    """
+
+    path: Path
+    log: Path | None = None
+    snapshot: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of device; every run is a boot of its own."""
+
+    tools: Tools
+    work: Path
+    """A folder for files of a run; it must exist."""
+    cpu: str
+    memory_bytes: int
+    extra: tuple[str, ...] = field(default=())
+    """Further arguments of QEMU."""
+
+    @classmethod
+    def of_target(cls, name: str, tools: Tools, work: Path) -> "Machine":
+        """The machine that ``targets/NAME.toml`` describes."""
+        target = tomllib.loads((ROOT / "targets" / f"{name}.toml").read_text())
+        return cls(tools, work, target["qemu_cpu"], target["memory_bytes"])
+
+    def run(
+        self,
+        words: Sequence[str],
+        *,
+        files: Mapping[str, bytes] | None = None,
+        root: Drive | None = None,
+        data: Drive | None = None,
+        environment: Sequence[str] = ("PATH=/usr/bin:/bin",),
+        user: str = "0:0",
+        writable: bool = False,
+        limit_s: float = LIMIT_S,
+    ) -> Done:
+        """Boot, run one command, power off.
+
+        Args:
+            words: the command; it runs in ``/run/job``.
+            files: what lies there, by name.
+            root: its root file system; None: busybox alone.
+            data: mounted at ``/mnt``, writable; unmounted before power off.
+            environment: ``NAME=value`` of the command, nothing else is set.
+            user: user and group of the command, as numbers.
+            writable: whether it may write to ``root``.
+            limit_s: how long all that may take.
+
+        Returns:
+            Exit code and output of the command (both streams in ``out``); ``err`` has
+            the console. 125: the machine could not start it, and ``out`` says why.
+
+        Raises:
+            RuntimeError: the machine ended without saying how the command did, or did
+                not end in time; the text has its console.
+        """
+        job, initrd = self.work / "job.tar", self.work / "initrd.gz"
+        job.write_bytes(_job(words, files or {}, environment))
+        initrd.write_bytes(self.tools.initrd())
+        console, output = self.work / "console.log", self.work / "output.log"
+        drives = {"edgejob": Drive(job, snapshot=True)}
+        drives |= {"edgeroot": root} if root else {}
+        drives |= {"edgedata": data} if data else {}
+        command = self._command(drives, f"edge.root={'rw' if writable else 'ro'} edge.user={user}")
+        try:
+            subprocess.run(
+                command, check=True, timeout=limit_s, cwd=self.work,
+                stdin=subprocess.DEVNULL, capture_output=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            said = console.read_text(errors="replace")
+            raise RuntimeError(f"not done in {limit_s:g} s:\n{said}") from error
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"QEMU: {error.stderr.decode()}") from error
+        said = console.read_text(errors="replace")
+        text = output.read_text(errors="replace")
+        found = re.search(r"\nEDGE-RC=(\d+)\n\Z", text)
+        if found is None:
+            raise RuntimeError(f"it ended without a result:\n{said}\n{text}")
+        return Done(int(found[1]), text[: found.start()], said)
+
+    def _command(self, drives: Mapping[str, Drive], said: str) -> list[str]:
+        command = [
+            self.tools.emulator, "-M", "virt", "-cpu", self.cpu, "-smp", "1",
+            "-m", f"{self.memory_bytes >> 20}M", "-accel", "tcg", "-nodefaults",
+            "-no-reboot", "-display", "none", "-kernel", str(self.tools.image),
+            "-initrd", "initrd.gz", "-append",
+            f"console=ttyAMA0 quiet panic=-1 {said}",
+            "-serial", "file:console.log", "-chardev", "file,id=out,path=output.log",
+            "-device", "virtio-serial-device",
+            "-device", "virtserialport,chardev=out", *self.extra,
+        ]  # fmt: skip
+        for serial, drive in drives.items():
+            command += _drive(serial, drive)
+        return command
+
+
+def make_ext4(path: Path, size_bytes: int, content: Path | None = None) -> Drive:
+    """A disk with an ext4 file system that holds what a folder does; no root needed.
+
+    Whoever owns the files in ``content`` owns them there.
+    """
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    filled = ["-d", str(content)] if content else []
+    # -E nodiscard, lazy_*=0: all of it is written now and the kernel writes none of it
+    # later, so that a recording has the job's writes only.
+    subprocess.run(
+        ["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^64bit",
+         "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
+         *filled, str(path)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return Drive(path)
+
+
+def _drive(serial: str, drive: Drive) -> list[str]:
+    node = {"edgejob": "j", "edgeroot": "r", "edgedata": "d"}[serial]
+    snapshot = ",snapshot=on" if drive.snapshot else ""
+    if drive.log is None:
+        block = ["-drive", f"if=none,id={node},format=raw,file={drive.path}{snapshot}"]
+    else:
+        drive.log.touch(exist_ok=False)
+        block = [
+            "-blockdev", f"driver=file,node-name={node}f,filename={drive.path}",
+            "-blockdev", f"driver=raw,node-name={node}r,file={node}f",
+            "-blockdev", f"driver=file,node-name={node}l,filename={drive.log}",
+            "-blockdev", f"driver=blklogwrites,node-name={node},file={node}r,"
+            f"log={node}l,log-super-update-interval=1",
+        ]  # fmt: skip
+    return [*block, "-device", f"virtio-blk-device,drive={node},serial={serial}"]
+
+
+def _job(
+    words: Sequence[str], files: Mapping[str, bytes], environment: Sequence[str]
+) -> bytes:
+    script = f"cd /run/job && exec /run/busybox env -i {shlex.join([*environment, *words])}\n"
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in {**files, "run.sh": script.encode()}.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o755
+            tar.addfile(info, io.BytesIO(content))
+    return written.getvalue()
+
+
+def _newc(files: Mapping[str, bytes]) -> bytes:
+    """An initrd: files, and the folders that they are in, as cpio's newc format."""
+    folders = sorted({path.split("/")[0] for path in files if "/" in path})
+    parts = [_entry(number, name, 0o40755, b"") for number, name in enumerate(folders)]
+    # /dev/console, or init has no streams: devtmpfs is not there yet
+    parts.append(_entry(800, "dev", 0o40755, b""))
+    parts.append(_entry(801, "dev/console", 0o20600, b"", (5, 1)))
+    for number, (name, content) in enumerate(files.items(), start=900):
+        parts.append(_entry(number, name, 0o100755, content))
+    return b"".join([*parts, _entry(0, "TRAILER!!!", 0, b"")])
+
+
+def _entry(
+    number: int, name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)
+) -> bytes:
+    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % one for one in fields) + name.encode() + b"\0"
+    return _padded(head) + _padded(content)
+
+
+def _padded(raw: bytes) -> bytes:
+    return raw + bytes(-len(raw) % 4)

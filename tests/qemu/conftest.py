@@ -1,13 +1,15 @@
-"""The image that scripts/qemu-test has built; without it the tests skip by name."""
+"""What scripts/qemu-test has built and fetched; without it the tests skip by name."""
 
-import subprocess
+import platform
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from armbundles import EXPORTS
 from images import Image
+from machines import Machine, Tools, make_ext4
 
-EXPORTS = ROOT / "build" / "image"
 BINFMT = Path("/proc/sys/fs/binfmt_misc/edgeml-aarch64")
 
 
@@ -20,12 +22,32 @@ def exported(runtime: str) -> Path:
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "litert"])
-def image(request, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    if not BINFMT.exists() and not native():
+def runtime(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def image(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    if not BINFMT.exists() and platform.machine() != "aarch64":
         pytest.skip("arm64 programs cannot be run here: scripts/qemu-test image")
-    folder = exported(request.param)
-    return Image.unpacked(folder, tmp_path_factory.mktemp("image") / request.param)
+    folder = exported(runtime)
+    return Image.unpacked(folder, tmp_path_factory.mktemp("image") / runtime)
 
 
-def native() -> bool:
-    return subprocess.run(["uname", "-m"], capture_output=True).stdout == b"aarch64\n"
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """A Raspberry Pi 4; its files are in memory."""
+    try:
+        tools = Tools.found()
+    except LookupError as error:
+        pytest.skip(str(error))
+    with tempfile.TemporaryDirectory(prefix="machine-", dir="/dev/shm") as work:
+        yield Machine.of_target("rpi4", tools, Path(work))
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory):
+    """The image's root file system on a disk."""
+    folder = tmp_path_factory.mktemp("root")
+    Image.unpacked(exported("onnxruntime"), folder / "files")
+    return make_ext4(folder / "root.img", 512 << 20, folder / "files")

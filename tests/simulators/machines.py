@@ -14,15 +14,20 @@
    serials, mounts ``edgeroot`` at ``/`` of the job (read-only unless asked otherwise) and
    ``edgedata`` at ``/mnt``, both ext4; ``/tmp`` and ``/run`` are tmpfs. It powers off when
    the job has ended.
-4. Time under emulation says nothing of the device's.
+4. ``/run/mark TEXT`` (root only) writes to the last sector of ``edgedata``, past its file
+   system: what a job has promised by then, for :mod:`blocklogs`. It goes by a device of
+   its own, ``edgemark``, that has the same disk and no cache: it flushes nothing else.
+5. Time under emulation says nothing of the device's.
 
 A drive with a ``log`` has every write kept; :mod:`blocklogs` replays them.
 """
 
 import gzip
 import io
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import tarfile
 import tomllib
@@ -33,6 +38,7 @@ from pathlib import Path
 from commands import ROOT, Done
 
 LIMIT_S = 300.0
+MARK_BYTES = 4096
 MODULES = ("virtio/virtio.ko", "virtio/virtio_ring.ko", "virtio/virtio_mmio.ko",
            "block/virtio_blk.ko", "char/virtio_console.ko")  # fmt: skip
 _INIT = """\
@@ -76,8 +82,20 @@ mkdir -p -m 755 /root/run/job
 [ -z "$data" ] || mount -t ext4 $data /root/mnt || fail "edgedata: cannot be mounted"
 ip link set lo up
 cp /bin/busybox /root/run/
+mark=$(disk edgemark)
+if [ -n "$mark" ]; then
+  last=$(($(cat /sys/block/${mark#/dev/}/size) - 1))
+  cat > /root/run/mark <<END
+#!/run/busybox sh
+printf '%-512s' "\\$1" | /run/busybox dd of=$mark bs=512 seek=$last iflag=fullblock \\
+  conv=notrunc,fsync 2>/dev/null
+END
+  chmod 755 /root/run/mark
+fi
 tar -x -f $job -C /root/run/job || fail "edgejob: expected a tar"
-chroot /root /run/busybox start-stop-daemon -S -p /run/none -c $(said edge.user) \\
+user=$(said edge.user)
+[ "$user" = 0:0 ] && user= || user="-c $user"
+chroot /root /run/busybox start-stop-daemon -S -p /run/none $user \\
   -x /run/busybox -- sh /run/job/run.sh > $out 2>&1
 code=$?
 [ -z "$data" ] || umount /root/mnt || fail "edgedata: busy though the job has ended"
@@ -94,6 +112,23 @@ class Tools:
     busybox: Path
     """The folder of Debian's busybox-static for arm64."""
     emulator: str = "qemu-system-aarch64"
+
+    @classmethod
+    def found(cls) -> "Tools":
+        """What ``scripts/qemu-test`` names in the environment.
+
+        Raises:
+            LookupError: the first thing that is absent, and what brings it.
+        """
+        folders = []
+        for name in ("EDGEML_QEMU_KERNEL", "EDGEML_QEMU_BUSYBOX"):
+            folders.append(Path(os.environ.get(name, "absent")))
+            if not folders[-1].is_dir():
+                raise LookupError(f"${name} names no folder: scripts/qemu-test system")
+        for program in (cls.emulator, "/sbin/mke2fs", "/sbin/debugfs"):
+            if shutil.which(program) is None:
+                raise LookupError(f"{program} is absent: scripts/qemu-test system")
+        return cls(*folders)
 
     @property
     def image(self) -> Path:
@@ -119,12 +154,11 @@ class Drive:
     """A raw disk with ext4 on it.
 
     ``log``: the file that QEMU's blklogwrites driver keeps every write in; it must not
-    exist yet. ``snapshot``: what the machine writes is forgotten when it ends.
+    exist yet.
     """
 
     path: Path
     log: Path | None = None
-    snapshot: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,10 +215,10 @@ class Machine:
         job.write_bytes(_job(words, files or {}, environment))
         initrd.write_bytes(self.tools.initrd())
         console, output = self.work / "console.log", self.work / "output.log"
-        drives = {"edgejob": Drive(job, snapshot=True)}
+        drives = {"edgejob": Drive(job)}
         drives |= {"edgeroot": root} if root else {}
         drives |= {"edgedata": data} if data else {}
-        command = self._command(drives, f"edge.root={'rw' if writable else 'ro'} edge.user={user}")
+        command = self._command(drives, writable, user)
         try:
             subprocess.run(
                 command, check=True, timeout=limit_s, cwd=self.work,
@@ -202,26 +236,31 @@ class Machine:
             raise RuntimeError(f"it ended without a result:\n{said}\n{text}")
         return Done(int(found[1]), text[: found.start()], said)
 
-    def _command(self, drives: Mapping[str, Drive], said: str) -> list[str]:
+    def _command(
+        self, drives: Mapping[str, Drive], writable: bool, user: str
+    ) -> list[str]:
+        mode = "rw" if writable else "ro"
         command = [
             self.tools.emulator, "-M", "virt", "-cpu", self.cpu, "-smp", "1",
             "-m", f"{self.memory_bytes >> 20}M", "-accel", "tcg", "-nodefaults",
             "-no-reboot", "-display", "none", "-kernel", str(self.tools.image),
             "-initrd", "initrd.gz", "-append",
-            f"console=ttyAMA0 quiet panic=-1 {said}",
+            f"console=ttyAMA0 quiet panic=-1 edge.root={mode} edge.user={user}",
             "-serial", "file:console.log", "-chardev", "file,id=out,path=output.log",
             "-device", "virtio-serial-device",
             "-device", "virtserialport,chardev=out", *self.extra,
         ]  # fmt: skip
         for serial, drive in drives.items():
-            command += _drive(serial, drive)
+            kept = serial == "edgejob" or (serial == "edgeroot" and not writable)
+            command += _drive(serial, drive, read_only=kept)
         return command
 
 
 def make_ext4(path: Path, size_bytes: int, content: Path | None = None) -> Drive:
     """A disk with an ext4 file system that holds what a folder does; no root needed.
 
-    Whoever owns the files in ``content`` owns them there.
+    Whoever owns the files in ``content`` owns them there. The last ``MARK_BYTES`` are
+    not the file system's.
     """
     with path.open("wb") as file:
         file.truncate(size_bytes)
@@ -229,29 +268,37 @@ def make_ext4(path: Path, size_bytes: int, content: Path | None = None) -> Drive
     # -E nodiscard, lazy_*=0: all of it is written now and the kernel writes none of it
     # later, so that a recording has the job's writes only.
     subprocess.run(
-        ["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^64bit",
-         "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
-         *filled, str(path)],
+        ["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
+         *filled, str(path), f"{(size_bytes - MARK_BYTES) >> 10}k"],
         check=True, capture_output=True,
     )  # fmt: skip
     return Drive(path)
 
 
-def _drive(serial: str, drive: Drive) -> list[str]:
-    node = {"edgejob": "j", "edgeroot": "r", "edgedata": "d"}[serial]
-    snapshot = ",snapshot=on" if drive.snapshot else ""
-    if drive.log is None:
-        block = ["-drive", f"if=none,id={node},format=raw,file={drive.path}{snapshot}"]
-    else:
+def _drive(serial: str, drive: Drive, read_only: bool) -> list[str]:
+    node = serial.removeprefix("edge")
+    can = "on" if read_only else "off"
+    top = f"driver=raw,node-name={node},file={node}-file,read-only={can}"
+    log: list[str] = []
+    if drive.log is not None:
         drive.log.touch(exist_ok=False)
-        block = [
-            "-blockdev", f"driver=file,node-name={node}f,filename={drive.path}",
-            "-blockdev", f"driver=raw,node-name={node}r,file={node}f",
-            "-blockdev", f"driver=file,node-name={node}l,filename={drive.log}",
-            "-blockdev", f"driver=blklogwrites,node-name={node},file={node}r,"
-            f"log={node}l,log-super-update-interval=1",
+        top = f"driver=raw,node-name={node}-raw,file={node}-file"
+        log = [
+            "-blockdev", f"driver=file,node-name={node}-log,filename={drive.log}",
+            "-blockdev", f"driver=blklogwrites,node-name={node},file={node}-raw,"
+            f"log={node}-log,log-super-update-interval=1",
         ]  # fmt: skip
-    return [*block, "-device", f"virtio-blk-device,drive={node},serial={serial}"]
+    device = f"virtio-blk-device,drive={node},serial="
+    devices = ["-device", device + serial]
+    if serial == "edgedata":
+        devices = [
+            "-device", f"{device}edgedata,share-rw=on",
+            "-device", f"{device}edgemark,share-rw=on,write-cache=off",
+        ]  # fmt: skip
+    return [
+        "-blockdev", f"driver=file,node-name={node}-file,filename={drive.path},"
+        f"read-only={can}", "-blockdev", top, *log, *devices,
+    ]  # fmt: skip
 
 
 def _job(

@@ -1,4 +1,4 @@
-"""The agent's image, built by scripts/image, under QEMU: what it holds and what it does."""
+"""The image that scripts/image builds, under QEMU: what it holds, what it does."""
 
 import json
 import urllib.request
@@ -79,7 +79,9 @@ def test_its_root_cannot_be_written(image: Image):
     assert "Read-only file system" in image.run(["python3", "-c", said]).err
 
 
-def test_the_agent_serves_and_stops(image: Image, runtime, folder: Path, tmp_path: Path):
+def test_the_agent_serves_and_stops(
+    image: Image, runtime, folder: Path, tmp_path: Path
+):
     state, x = tmp_path / "state", armbundles.X[runtime]
     with image.serving(folder, state) as device:
         assert image.healthy(state).code == 0

@@ -1,4 +1,4 @@
-"""Every state that a power cut can leave: a safe writer survives them, others do not."""
+"""Every state that a power cut can leave: a safe writer survives, others do not."""
 
 from pathlib import Path
 

@@ -25,13 +25,15 @@ def bundle(runtime: str, *, wrong: bool = False, **changes: Any) -> bytes:
     """A bundle named ``linear``; ``wrong``: its golden answers are not the model's."""
     if runtime == "onnxruntime":
         golden = -bundles.WEIGHT if wrong else None
-        return bundles.bundle(golden=golden, **{"isa": ARM, "target": "rpi4", **changes})
+        return bundles.bundle(
+            golden=golden, **{"isa": ARM, "target": "rpi4", **changes}
+        )
     import tflites
 
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((1, 2), dtype=np.float32)} for _ in range(16)]
     golden_runs = [{"y": answer("litert", one["x"]) + wrong} for one in feeds]
-    members = {
+    members: dict[str, Any] = {
         "artifact/model.tflite": ("artifact", tflites.dense(bias=True)),
         "card.md": ("card", b"# linear\n"),
         "golden.npz": (

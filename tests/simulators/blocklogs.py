@@ -11,11 +11,12 @@
 2. A **prefix** is the disk after the first n of them: what a cut leaves of a disk that
    keeps the order. A **torn** state has everything up to the last flush, and of what
    came after it a random part: what a cut leaves of a disk with a cache.
-3. Each state is recovered as mounting it would (the journal is replayed, e2fsck), and then
+3. Each state is recovered as mounting it would (e2fsck replays the journal), and then
    read with debugfs: nothing is mounted, no root, some 80 states a second.
 4. What a job has promised by ``/run/mark`` is the state's ``mark``.
 
-Killing a machine at random moments finds less: the kernel holds writes back for seconds.
+Killing a machine at random moments finds less: the kernel holds writes back for
+seconds.
 """
 
 import random
@@ -47,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class State:
-    """A disk after a cut, recovered; the file is gone when the next one is asked for."""
+    """A disk after a cut, recovered; it is gone when the next one is asked for."""
 
     name: str
     disk: Path
@@ -90,7 +91,7 @@ class Recording:
     def prefixes(self) -> Iterator[State]:
         """The disk before the run and after each of its writes, in their order.
 
-        A write of more than ``BLOCK_BYTES`` gives two states: its first half, all of it.
+        A write of more than ``BLOCK_BYTES`` gives two: its first half, and all of it.
         """
         disk = self._copy(self.before, "replay.img")
         with disk.open("r+b") as file:
@@ -198,7 +199,7 @@ def judge(states: Iterable[State], checker: Checker) -> Verdict:
 
 
 def _blocks(entry: Entry) -> list[tuple[int, bytes]]:
-    """Place and content, piece by piece. A discard has none: what was there may stay."""
+    """Places and contents, in pieces. A discard has none: what was there may stay."""
     return [
         (entry.offset + start, entry.data[start : start + BLOCK_BYTES])
         for start in range(0, len(entry.data), BLOCK_BYTES)

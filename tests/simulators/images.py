@@ -7,10 +7,11 @@
 
 1. The image's own user, environment and entry point; no capability.
 2. Its root file system is read-only; ``/tmp`` is a tmpfs; what a test gives as volumes
-   (a place in the image → a folder of the host) is bind-mounted, /proc, /sys and /dev are the host's.
+   (a place in the image → a folder of the host) is bind-mounted; /proc, /sys and /dev
+   are the host's.
 3. The host's network, as with ``--network host``.
-4. It needs root, and binfmt_misc that runs arm64 programs (``scripts/qemu-test`` sees to
-   both). ``QEMU_CPU`` is the processor of the target.
+4. It needs root, and binfmt_misc that runs arm64 programs (``scripts/qemu-test`` sees
+   to both). ``QEMU_CPU`` is the processor of the target.
 """
 
 import json

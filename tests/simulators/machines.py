@@ -1,4 +1,4 @@
-"""A whole Arm machine: a kernel, a root file system and a job, under qemu-system-aarch64.
+"""A whole Arm machine under QEMU: a kernel, a root file system, a job.
 
 ::
 
@@ -6,17 +6,19 @@
     done = machine.run(["sh", "-c", "uname -m"], root=make_ext4(...))
     assert done.code == 0 and done.out == "aarch64\n"
 
-1. The memory and the processor are the target's (``targets/*.toml``), one core, no network.
-2. The job is a tar on a raw virtio disk: its files and ``run.sh``, which runs where they
-   lie. Its output and exit code come back over a virtio serial port, the kernel's
+1. The memory and the processor are the target's (``targets/*.toml``); one core, no
+   network.
+2. The job is a tar on a raw virtio disk: its files and ``run.sh``, which runs where
+   they lie. Its output and exit code come back over a virtio serial port, the kernel's
    messages over the console.
 3. The machine boots an initrd of busybox and some modules. It finds disks by their
-   serials, mounts ``edgeroot`` at ``/`` of the job (read-only unless asked otherwise) and
-   ``edgedata`` at ``/mnt``, both ext4; ``/tmp`` and ``/run`` are tmpfs. It powers off when
-   the job has ended.
-4. ``/run/mark TEXT`` (root only) writes to the last sector of ``edgedata``, past its file
-   system: what a job has promised by then, for :mod:`blocklogs`. It goes by a device of
-   its own, ``edgemark``, that has the same disk and no cache: it flushes nothing else.
+   serials, mounts ``edgeroot`` at ``/`` of the job (read-only unless asked otherwise)
+   and ``edgedata`` at ``/mnt``, both ext4; ``/tmp`` and ``/run`` are tmpfs. It powers
+   off when the job has ended.
+4. ``/run/mark TEXT`` (root only) writes to the last sector of ``edgedata``, past its
+   file system: what a job has promised by then, for :mod:`blocklogs`. It goes by a
+   device of its own, ``edgemark``, that has the same disk and no cache: it flushes
+   nothing else.
 5. Time under emulation says nothing of the device's.
 
 A drive with a ``log`` has every write kept; :mod:`blocklogs` replays them.
@@ -120,7 +122,7 @@ class Tools:
         Raises:
             LookupError: the first thing that is absent, and what brings it.
         """
-        folders = []
+        folders: list[Path] = []
         for name in ("EDGEML_QEMU_KERNEL", "EDGEML_QEMU_BUSYBOX"):
             folders.append(Path(os.environ.get(name, "absent")))
             if not folders[-1].is_dir():
@@ -128,7 +130,7 @@ class Tools:
         for program in (cls.emulator, "/sbin/mke2fs", "/sbin/debugfs"):
             if shutil.which(program) is None:
                 raise LookupError(f"{program} is absent: scripts/qemu-test system")
-        return cls(*folders)
+        return cls(folders[0], folders[1])
 
     @property
     def image(self) -> Path:
@@ -268,7 +270,8 @@ def make_ext4(path: Path, size_bytes: int, content: Path | None = None) -> Drive
     # -E nodiscard, lazy_*=0: all of it is written now and the kernel writes none of it
     # later, so that a recording has the job's writes only.
     subprocess.run(
-        ["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
+        ["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E",
+         "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
          *filled, str(path), f"{(size_bytes - MARK_BYTES) >> 10}k"],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -304,7 +307,8 @@ def _drive(serial: str, drive: Drive, read_only: bool) -> list[str]:
 def _job(
     words: Sequence[str], files: Mapping[str, bytes], environment: Sequence[str]
 ) -> bytes:
-    script = f"cd /run/job && exec /run/busybox env -i {shlex.join([*environment, *words])}\n"
+    command = shlex.join(["/run/busybox", "env", "-i", *environment, *words])
+    script = f"cd /run/job && exec {command}\n"
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in {**files, "run.sh": script.encode()}.items():

@@ -7,8 +7,10 @@ promised by ``/run/mark`` when its writer believes it is on the disk.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-PLACE = "/mnt/current"
+DISK = Path("/mnt")
+PLACE, NEXT = DISK / "current", DISK / "next"
 LINES = 3000
 
 
@@ -17,40 +19,38 @@ def content(version: int) -> bytes:
 
 
 def safe(version: int) -> None:
-    _write("/mnt/next", version, sync=True)
-    os.rename("/mnt/next", PLACE)
-    _sync("/mnt")
+    _write(NEXT, "wb", version)
+    NEXT.rename(PLACE)
+    _sync(DISK)
 
 
 def no_sync_of_file(version: int) -> None:
-    _write("/mnt/next", version, sync=False)
-    os.rename("/mnt/next", PLACE)
+    _write(NEXT, "wb", version, sync=False)
+    NEXT.rename(PLACE)
 
 
 def no_sync_of_folder(version: int) -> None:
-    _write("/mnt/next", version, sync=True)
-    os.rename("/mnt/next", PLACE)
+    _write(NEXT, "wb", version)
+    NEXT.rename(PLACE)
 
 
 def in_place(version: int) -> None:
-    """With fsync, and yet: the old version is overwritten before the new one is whole."""
+    """With fsync, and yet: the old is overwritten before the new one is whole."""
     if version == 1:
-        return safe(version)
-    with open(PLACE, "r+b") as file:
-        file.write(content(version))
-        file.flush()
-        os.fsync(file.fileno())
+        safe(version)
+    else:
+        _write(PLACE, "r+b", version)
 
 
-def _write(path: str, version: int, sync: bool) -> None:
-    with open(path, "wb") as file:
+def _write(path: Path, mode: str, version: int, sync: bool = True) -> None:
+    with path.open(mode) as file:
         file.write(content(version))
         file.flush()
         if sync:
             os.fsync(file.fileno())
 
 
-def _sync(folder: str) -> None:
+def _sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

@@ -43,15 +43,16 @@ pinned() {
   echo "$file"
 }
 
-# unpacked NAME: a folder with what the pinned package holds.
+# unpacked NAME [PATH…]: a folder with what the pinned package holds, or these paths of it.
 unpacked() {
   local package folder
   package=$(pinned "$1")
+  shift
   folder=${package%.deb}
   if [ ! -e "$folder" ]; then
     rm -rf "$folder.part"
     mkdir "$folder.part"
-    dpkg-deb -x "$package" "$folder.part"
+    dpkg-deb --fsys-tarfile "$package" | tar --extract --directory "$folder.part" "$@"
     mv "$folder.part" "$folder"
   fi
   echo "$folder"
@@ -62,15 +63,15 @@ unpacked() {
 # Runtime dies of that. Flag F: the interpreter is opened now and found in every chroot.
 arm64_programs() {
   [ "$(uname -m)" != aarch64 ] || return 0
-  [ ! -e $BINFMT/edgeml-aarch64 ] || return 0  # of the script that called this one
   [ "$(id -u)" = 0 ] || lacks "registering QEMU with binfmt_misc needs root"
   local qemu
-  qemu=$(unpacked qemu-user)/usr/bin/qemu-aarch64
+  qemu=$(unpacked qemu-user ./usr/bin/qemu-aarch64)/usr/bin/qemu-aarch64
   mountpoint -q $BINFMT || mount -t binfmt_misc binfmt_misc $BINFMT \
     || lacks "this kernel has no binfmt_misc; arm64 programs cannot be run"
-  printf ':edgeml-aarch64:M::%s:%s:%s:OCF' \
+  # a name of its own: the script that called this one may have registered it too
+  printf ':edgeml-aarch64-%d:M::%s:%s:%s:OCF' $$ \
     '\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00' \
     '\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff' \
     "$qemu" > $BINFMT/register
-  trap 'echo -1 > $BINFMT/edgeml-aarch64' EXIT
+  trap 'echo -1 > $BINFMT/edgeml-aarch64-$$' EXIT
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from blocklogs import DISCARD, FLUSH, FUA, Entry, Recording, judge, read_log
 from commands import Done
-from machines import make_ext4
+from machines import _newc, make_ext4
 
 needs_e2fsprogs = pytest.mark.skipif(
     shutil.which("/sbin/debugfs") is None, reason="/sbin/debugfs is absent: e2fsprogs"
@@ -116,8 +116,6 @@ class TestReplay:
 
 
 def test_an_initrd_is_what_cpio_reads(tmp_path: Path):
-    from machines import _newc
-
     if shutil.which("cpio") is None:
         pytest.skip("cpio is absent")
     raw = _newc({"init": b"#!", "bin/busybox": b"\x7fELF"})

@@ -6,19 +6,19 @@ There is no newer LiteRT for armv7. The rules kept here:
    does not have: :data:`OPERATORS`, which was asked of the release itself.
 2. The release needs NumPy 1 and so an environment of its own, ``.venv-armv7``, which
    ``scripts/setup armv7`` makes. Where it is, every artifact is run there, in a process
-   of its own: what the release answers otherwise than LiteRT does is no candidate.
-   (Per-channel dynamic int8 loads there and returns garbage.)
+   of its own, and what it answers is judged and becomes the golden vectors: its kernels
+   round otherwise than LiteRT's, and on x86-64 as on Arm (bit for bit, under QEMU).
 3. Where it is not, the table alone decides, and the report says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from device_agent.contract.errors import DeviceError
+from device_agent.contract.errors import ArtifactError
 from device_agent.contract.manifest import Option
-from device_agent.contract.tensors import Array, Feeds
-from device_agent.runtimes.probe import ProbeRequest, probe
+from device_agent.runtimes.base import Session
+from device_agent.runtimes.elsewhere import Elsewhere
 
 from .errors import BackendError
 
@@ -104,10 +104,8 @@ def how() -> str:
     return f"every artifact run by {RELEASE}"
 
 
-def answers(
-    artifact: Path, options: Mapping[str, Option], feeds: Sequence[Feeds]
-) -> tuple[dict[str, Array], ...]:
-    """What the release answers, one for each of the feeds.
+def opened(artifact: Path, options: Mapping[str, Option]) -> Session:
+    """An artifact in the release, in a process of its own.
 
     Raises:
         BackendError: it refuses the artifact, or dies of it.
@@ -117,11 +115,6 @@ def answers(
     if found is None:
         raise RuntimeError(f"{ENVIRONMENT} is not there; {SETUP} makes it")
     try:
-        return probe(
-            ProbeRequest(
-                artifact, "litert", options, feeds,
-                warmup=0, runs=1, runs_min=1, seconds=0.0, python=found,
-            )
-        ).outputs  # fmt: skip
-    except DeviceError as error:
+        return Elsewhere(found, "litert", artifact, options)
+    except ArtifactError as error:
         raise BackendError(f"{RELEASE} cannot run it: {error}") from error

@@ -6,6 +6,7 @@ only its answers are asked for (``here``).
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,12 +19,14 @@ import typer
 
 from device_agent.contract.bundle import Bundle
 
+from . import armv7
 from .errors import EdgemlError, InputError, MachineLacks, UsageError
 from .outcome import BuildOutcome, TargetOutcome
 from .terminal import tell
 
 Facts = dict[str, Any]
 TIMEOUT_S = 1800.0
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def checked(
     with suppress(InputError):  # the device's program says what is wrong with it
         bundle = opened(path)
     if bundle is None or asked.here:
-        return _here(path)
+        return _here(path, bundle)
     from .cache import user_cache
     from .emulator.check import check, plan
     from .emulator.store import Store
@@ -116,7 +119,7 @@ def checked(
     if emulation is None:
         if asked.count:
             raise UsageError("--count counts under emulation: name a --cpu to emulate")
-        return _here(path)
+        return _here(path, bundle)
     store, said = Store(user_cache() / "emulator"), _said(quiet)
     try:
         report = check(path, emulation, store, said)
@@ -151,11 +154,18 @@ def _said(quiet: bool) -> Any:
     return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
 
 
-def _here(path: Path) -> Facts:
-    """By this machine, whatever it is: a build host may, a device does not."""
+def _here(path: Path, bundle: Bundle | None) -> Facts:
+    """By this machine, whatever it is: a build host may, a device does not.
+
+    What is for 32-bit Arm is run by the release that it has, where that is here.
+    """
+    foreign = bundle is not None and bundle.manifest.isa.arch == "armv7l"
+    release = armv7.python() if foreign else None
+    found = {} if release is None else {"PYTHONPATH": str(_ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "device_agent", "check", str(path), "--any-arch",
-         "--json"],
+        [str(release or sys.executable), "-m", "device_agent", "check", str(path),
+         "--any-arch", "--json"],
+        env={**os.environ, **found},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:

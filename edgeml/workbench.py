@@ -194,7 +194,9 @@ class Workbench:
             BackendError: the runtime refuses what the backend made.
         """
         try:
-            return self._runtime.load(self.path(artifact), self._here(artifact))
+            return self.backend.opened(
+                self.path(artifact), self.target, self._here(artifact)
+            )
         except DeviceError as error:
             raise BackendError(f"{self.target.runtime} refuses it: {error}") from error
 
@@ -203,7 +205,7 @@ class Workbench:
         key = self._cache.key(
             "proxy", artifact=artifact.digest, options=self._here(artifact),
             calibration=self.subject.calibration.digest,
-            steps=self.subject.data_digest,
+            steps=self.subject.data_digest, host=self.host,
         )  # fmt: skip
         return float(
             self._cache.bytes(
@@ -234,7 +236,7 @@ class Workbench:
             "evaluate", artifact=artifact.digest, options=self._here(artifact),
             model=self.subject.model_digest,
             validation=self.subject.validation.digest,
-            steps=self.subject.data_digest,
+            steps=self.subject.data_digest, host=self.host,
         )  # fmt: skip
         return self._cache.record(
             Evaluation, key, lambda: self._evaluate(artifact, reference)
@@ -256,7 +258,11 @@ class Workbench:
         """Latency on this machine, the float32 artifact measured in turn."""
 
         def measure() -> Latency:
-            candidate, plain = self.open(artifact), self.open(floating)
+            # by the runtime itself, which need not be what answers for the target
+            candidate, plain = (
+                self._runtime.load(self.path(one), self._here(one))
+                for one in (artifact, floating)
+            )
             try:
                 return latency(
                     candidate, plain, self.subject.validation.feeds[:16],

@@ -39,10 +39,6 @@ PROTOCOL = 1
 """Raised whenever what is measured, or how, changes; old measurements then expire."""
 
 _ROOT = Path(__file__).resolve().parents[2]
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import device_agent; sys.path.pop(0);"
-    "from device_agent.runtimes.probe import main; sys.exit(main())"
-)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _STDERR_CHARS_MAX = 400
@@ -128,6 +124,19 @@ def probe(request: ProbeRequest) -> ProbeResult:
         baseline_bytes=answer["baseline_bytes"],
         outputs=tuple(groups["runs"]),
     )
+
+
+def command(python: Path | None, module: str) -> list[str]:
+    """What runs a module beside this one in a process of its own.
+
+    ``python``: another one than this; it finds ``device_agent`` and nothing else here.
+    """
+    start = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import device_agent; "
+        "sys.path.pop(0); "
+        f"from device_agent.runtimes.{module} import main; sys.exit(main())"
+    )
+    return [str(python or sys.executable), "-P", "-c", start, str(_ROOT)]
 
 
 def main() -> int:
@@ -224,7 +233,7 @@ def _confine(limits: ProbeLimits, reserves: bool) -> None:
 def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
     name = request.artifact.name
     with subprocess.Popen(
-        [str(request.python or sys.executable), "-P", "-c", _START, str(_ROOT)],
+        command(request.python, "probe"),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     ) as child:  # fmt: skip

@@ -13,10 +13,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from device_agent.contract.manifest import Option
 from device_agent.contract.tensors import Feeds
+from device_agent.runtimes import runtime
+from device_agent.runtimes.base import Session
 from targets.profile import Target
 
 from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
@@ -93,6 +96,16 @@ class Backend(ABC):
 
         Empty for artifacts without quantized layers.
         """
+
+    def opened(
+        self, path: Path, target: Target, options: Mapping[str, Option]
+    ) -> Session:
+        """An artifact in what answers for the target's runtime on this machine.
+
+        Raises:
+            DeviceError, BackendError: it refuses the artifact.
+        """
+        return runtime(target.runtime).load(path, options)
 
     def trainable(
         self,

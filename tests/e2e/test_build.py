@@ -127,17 +127,11 @@ STAGES = (
     "reading the model", "preparing samples", "float32 oracle", "making fp32",
     "judging fp32", "making int8 ort minmax", "judging int8", "packing",
 )  # fmt: skip
-QUICK = ("judging int8",)
 """Stages whose turn is in the default run."""
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        pytest.param(stage, marks=() if stage in QUICK else pytest.mark.long)
-        for stage in STAGES
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_build_killed_in_any_stage_goes_on_and_gives_the_same_bytes(
     stage: str, built: Path, work: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -293,6 +293,7 @@ class TestQat:
             ),
         ],
     )  # fmt: skip
+    @pytest.mark.long
     def test_the_artifact_gives_the_numbers_of_the_training(
         self, litert, tmp_path, network, spec
     ):
@@ -308,6 +309,7 @@ class TestQat:
             apart = session.predict(feed)["scores"] - run(feed)["scores"]
             assert np.abs(apart).max() <= 1.001 * step
 
+    @pytest.mark.long
     def test_weights_and_biases_are_the_trained_integers(self, litert, model, samples):
         proto, _, artifact = self.trained(litert, model, STATIC, samples)
         values = {

@@ -403,7 +403,10 @@ def random_feeds(model, count=2):
         "mnist/mnist-8.onnx",
         "mlperf_tiny_kws/kws_dscnn_float.onnx",
         "silero_vad/silero_vad_openvino_16k.onnx",
-        "ultraface/version-slim-320_without_postprocessing.onnx",
+        pytest.param(
+            "ultraface/version-slim-320_without_postprocessing.onnx",
+            marks=pytest.mark.long,
+        ),
         pytest.param("basic_pitch/nmp.onnx", marks=pytest.mark.long),
     ],
 )

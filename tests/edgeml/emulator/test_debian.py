@@ -50,6 +50,7 @@ class TestFetch:
                 debian.fetch([package(PATH, DATA)], tmp_path, "now")
         assert not list(tmp_path.glob("*.deb"))
 
+    @pytest.mark.long
     def test_no_network_is_told_with_the_way_out(self, tmp_path, monkeypatch):
         among(monkeypatch, "http://127.0.0.1:9", "http://127.0.0.1:9")
         with pytest.raises(MachineLacks, match=r"tool_1.0.* and 1 more cannot be had"):

@@ -53,6 +53,7 @@ def test_a_damaged_bundle_is_refused_without_an_emulator(tmp_path):
     assert done.err.startswith("model.edgeml: bundle: ")
 
 
+@pytest.mark.long
 def test_no_network_is_told_with_the_way_out(tmp_path, monkeypatch):
     if machine.arch() not in foreign.anywhere(tmp_path).lock.qemu:
         pytest.skip("no emulator for this host")

@@ -50,6 +50,7 @@ def test_shared_and_strided_tensors(tmp_path):
     assert all(torch.equal(loaded[name], given[name]) for name in given)
 
 
+@pytest.mark.long
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     one, two = {"a": torch.ones(2), "b": torch.ones(3)}, {}
     two["b"], two["a"] = one["b"], one["a"]

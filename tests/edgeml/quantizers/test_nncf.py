@@ -179,6 +179,7 @@ def test_nothing_is_printed_and_the_log_level_of_others_stays(samples, capfd):
     assert load_nncf() is sys.modules["nncf"]
 
 
+@pytest.mark.long
 def test_another_process_gives_the_same_bytes_and_leaves_the_home_alone(
     samples, tmp_path
 ):

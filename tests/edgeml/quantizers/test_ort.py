@@ -156,6 +156,7 @@ def test_no_samples_and_unknown_methods_are_refused(prepared):
         ort.calibrate(prepared, SAMPLES, "distribution")
 
 
+@pytest.mark.long
 def test_other_processes_make_the_same_bytes(tmp_path):
     """Hash seeds and thread counts leave no trace."""
     path = tmp_path / "net.onnx"

@@ -193,6 +193,7 @@ def test_real_models(name: str, tmp_path: Path):
     assert read_recipe(out).model.inputs == {}
 
 
+@pytest.mark.long
 def test_a_drafted_recipe_builds_and_the_build_warns(tmp_path):
     """``edgeml init`` then ``edgeml build``, as a newcomer does it, without data."""
     import subprocess

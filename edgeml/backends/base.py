@@ -10,6 +10,7 @@
    candidate that fails with the reason; none is dropped in silence.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from targets.profile import Target
 from ..candidate import Artifact, LayerError, QuantizeOptions, Spec
 from ..errors import BackendError
 from ..model import Model
+
+CEILING_DB = 60.0
+"""Above this a signal counts as exact: 8 bits cannot do better than about 50."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +183,13 @@ def unmet(
             why = f"{method} is a method of {', '.join(able) or 'none'} of {known}"
             found.append(Spec(f"int8 {method}", "int8", refused=why))
     return found
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal to noise ratio of two powers in dB, from -CEILING_DB to CEILING_DB."""
+    if noise == 0:
+        return CEILING_DB
+    if signal == 0:
+        return -CEILING_DB
+    ratio = 10 * math.log10(signal / noise)
+    return min(max(ratio, -CEILING_DB), CEILING_DB)

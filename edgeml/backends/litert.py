@@ -40,7 +40,7 @@ from ..graphs.tflite import Inside, Op
 from ..intake.tflite import operator_versions
 from ..model import Model
 from ..quantizers import aeq
-from .base import Backend, Base, Host, unmet
+from .base import CEILING_DB, Backend, Base, Host, decibels, unmet
 
 ENTRY = "model.tflite"
 TOOLS = {"aeq": aeq.METHODS}
@@ -56,8 +56,6 @@ MOVING = frozenset(
      "UNPACK", "QUANTIZE", "DEQUANTIZE"}
 )  # fmt: skip
 """Operators that move or select values and compute none."""
-CEILING_DB = 60.0
-"""Above this a signal counts as exact: 8 bits cannot do better than about 50."""
 INT16_MACS = 50_000_000
 """Larger models are not tried with int16 activations: about a nanosecond each, seen on
 x86, makes a minute of the validation of a thousand samples."""
@@ -411,12 +409,4 @@ def _levels_db(
             found = quantized.tensors[index].values(rounded(index))
             signal[name] += float(np.square(wanted).sum())
             noise[name] += float(np.square(wanted - found).sum())
-    return {name: _decibels(signal[name], noise[name]) for name in names}
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return CEILING_DB
-    if signal == 0:
-        return -CEILING_DB
-    return float(np.clip(10 * np.log10(signal / noise), -CEILING_DB, CEILING_DB))
+    return {name: decibels(signal[name], noise[name]) for name in names}

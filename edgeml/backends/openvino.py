@@ -30,14 +30,12 @@ from ..graphs.conversion import (
 from ..graphs.preparation import QDQ_OPSET, at_opset
 from ..model import Model
 from ..quantizers import inc, nncf
-from .base import Backend, Base, unmet
+from .base import CEILING_DB, Backend, Base, decibels, unmet
 
 TOOLS = {"nncf": nncf.METHODS, "inc": tuple(inc.METHODS)}
 """Quantizers, and the calibration methods of each."""
 UNASKED = ("nncf",)
 """Those of a recipe that names none; Neural Compressor takes long to import."""
-CEILING_DB = 60.0
-"""Above this a signal counts as exact: 8 bits cannot do better than about 50."""
 MOVING = frozenset(
     ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "VariadicSplit",
      "StridedSlice", "Slice", "Concat", "Pad", "Gather", "Broadcast", "Tile",
@@ -341,15 +339,7 @@ def _levels_db(
             wide = one.astype(np.float64)
             signal[name] += float(np.square(wide).sum())
             noise[name] += float(np.square(wide - other).sum())
-    return {name: _decibels(signal[name], noise[name]) for name in names}
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return CEILING_DB
-    if signal == 0:
-        return -CEILING_DB
-    return float(np.clip(10 * np.log10(signal / noise), -CEILING_DB, CEILING_DB))
+    return {name: decibels(signal[name], noise[name]) for name in names}
 
 
 def _worst(inputs: list[str], levels: dict[str, float]) -> float:

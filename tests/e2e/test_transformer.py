@@ -131,6 +131,14 @@ def test_every_way_was_made_and_the_budget_holds(report: dict[str, Any]) -> None
 
 
 @pytest.mark.long
+@pytest.mark.xfail(strict=True, reason="open: the mask's -1e4 takes the whole range")
+def test_static_int8_of_every_operator_keeps_a_signal(report: dict[str, Any]) -> None:
+    for one in target_of(report, "cpu-x86_64")["candidates"]:
+        if one["name"] in EVERYTHING:
+            assert one["proxy_sqnr_db"] > 5
+
+
+@pytest.mark.long
 def test_its_figure_can_be_recomputed_with_the_bare_runtime(
     report: dict[str, Any], work: Path, cache: Path, tmp_path: Path
 ) -> None:

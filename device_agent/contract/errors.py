@@ -5,6 +5,7 @@
     DeviceError
     ├── BundleError        a bundle is not what its manifest says
     │   └── ManifestError  the manifest cannot be read or contradicts itself
+    ├── MessageError       a message of device or fleet is not what it must be
     ├── StepError          a pre/post-processing step is wrong, or the data is for it
     ├── ArtifactError      the runtime cannot load or run the artifact
     │   └── IsaError       … it uses an instruction that this processor does not have
@@ -22,6 +23,10 @@ class BundleError(DeviceError):
 
 class ManifestError(BundleError):
     """A manifest cannot be parsed, or its fields contradict each other."""
+
+
+class MessageError(DeviceError):
+    """A message cannot be read, or is of an unknown version or kind."""
 
 
 class StepError(DeviceError):

@@ -4,6 +4,9 @@
 
     AgentError                500  root, a DeviceError
     ├── ConfigError                agent.toml or the command line is wrong
+    ├── StorageError               the disk is full or returned an error; ``reason``
+    │   └── DamagedError           what is on it is not what was written
+    ├── LockedError                another process uses the state directory
     ├── RefusedError          400  a bundle is not taken; ``step`` says at which step
     ├── RequestError          400  the request is not what the protocol or model takes
     │   ├── UnknownError      404  no such model, version or path
@@ -18,6 +21,7 @@
 
 from typing import ClassVar
 
+from .contract.codes import Reason
 from .contract.errors import DeviceError
 
 
@@ -31,6 +35,26 @@ class AgentError(DeviceError):
 
 class ConfigError(AgentError):
     """The configuration is wrong; the text holds every mistake, one a line."""
+
+
+class StorageError(AgentError):
+    """The disk did not do what was asked; the file in question is not to be trusted."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        self.reason = reason
+        """``NO_SPACE``: room may be made and the same done again. ``STORAGE``: not."""
+        super().__init__(text)
+
+
+class DamagedError(StorageError):
+    """A file cannot be read as what it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Reason.STORAGE, text)
+
+
+class LockedError(AgentError):
+    """Another process uses the same state directory; the text names it."""
 
 
 class RefusedError(AgentError):

@@ -7,6 +7,7 @@
     ├── StorageError               the disk is full or returned an error; ``reason``
     │   └── DamagedError           what is on it is not what was written
     ├── LockedError                another process uses the state directory
+    ├── UpdateError                a step towards another model failed; ``reason``
     ├── RefusedError          400  a bundle is not taken; ``step`` says at which step
     ├── RequestError          400  the request is not what the protocol or model takes
     │   ├── UnknownError      404  no such model, version or path
@@ -19,10 +20,13 @@
     └── InferenceError        500  the runtime failed on this request
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contract.codes import Reason
 from .contract.errors import DeviceError
+
+if TYPE_CHECKING:
+    from .contract.messages import Desired
 
 
 class AgentError(DeviceError):
@@ -55,6 +59,21 @@ class DamagedError(StorageError):
 
 class LockedError(AgentError):
     """Another process uses the same state directory; the text names it."""
+
+
+class UpdateError(AgentError):
+    """A step towards another model failed; what serves goes on serving."""
+
+    def __init__(
+        self, reason: Reason, text: str, evidence: dict[str, Any] | None = None,
+        desired: "Desired | None" = None,
+    ) -> None:  # fmt: skip
+        self.reason = reason
+        self.text = text
+        self.evidence = evidence or {}
+        self.desired = desired
+        """What was asked for, where its signature is good."""
+        super().__init__(f"{reason}: {text}")
 
 
 class RefusedError(AgentError):

@@ -6,6 +6,8 @@ The rules it keeps:
    feature counts when every core has it.
 2. On x86 the CPUID instruction has the last word on the features that decide what a
    model answers: an emulator shows its host's /proc/cpuinfo, and its own CPUID.
+   A 32-bit program on a 64-bit ARM kernel is shown the features of 64-bit programs;
+   those that it has are named as 32-bit kernels name them.
 3. The name of a machine says what decides how fast a model runs and which answers an
    int8 model gives; measurements are kept under it.
 """
@@ -30,6 +32,8 @@ _CPUID_BITS = {
     "avx512_bf16": (6, 0, 5),
 }  # fmt: skip
 """Feature → index of the leaf in glibc's <sys/platform/x86.h>, register, bit."""
+_COMPAT = {"asimd": frozenset({"neon", "vfpv3", "vfpv4"})}
+"""What a 64-bit kernel shows → what 32-bit programs have on such a processor."""
 _ARCHES = {"amd64": "x86_64", "arm64": "aarch64", "armv8l": "armv7l"}
 _ARM_PARTS = {
     0xC07: "Cortex-A7", 0xC09: "Cortex-A9", 0xC0F: "Cortex-A15", 0xD03: "Cortex-A53",
@@ -77,7 +81,18 @@ def cpu() -> Cpu:
     except OSError:
         text = ""
     found = parse_cpuinfo(text)
-    return replace(found, features=found.features - absent())
+    return replace(found, features=compat(found.features, arch()) - absent())
+
+
+def compat(features: frozenset[str], arch: str) -> frozenset[str]:
+    """Features as a kernel of ``arch`` would name them; those that were found, too.
+
+    >>> sorted(compat(frozenset({"asimd"}), "armv7l"))
+    ['asimd', 'neon', 'vfpv3', 'vfpv4']
+    """
+    if arch != "armv7l":
+        return features
+    return features.union(*(_COMPAT[one] for one in features if one in _COMPAT))
 
 
 def absent() -> frozenset[str]:

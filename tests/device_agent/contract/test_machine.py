@@ -60,3 +60,11 @@ def test_this_machine() -> None:
     assert machine.name().startswith(machine.arch())
     assert machine.memory_bytes("VmHWM") >= machine.memory_bytes("VmRSS") * 0.9 > 0
     assert machine.memory_bytes("VmNothing") == 0
+
+
+def test_a_32_bit_program_on_a_64_bit_kernel_has_what_its_processor_has() -> None:
+    shown = machine.parse_cpuinfo(PI4).features
+    found = machine.compat(shown, "armv7l")
+    assert machine.lacks(("neon", "vfpv4"), found) == ()
+    assert machine.compat(shown, "aarch64") == shown
+    assert "neon" not in machine.compat(frozenset({"fp"}), "armv7l")

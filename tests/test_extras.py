@@ -204,7 +204,7 @@ def test_build(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "build")
     made.lacks(*TORCH, "tensorflow", "ai_edge_litert")
     made.imports(
-        *modules(source, "edgeml", "edgeml.backends.litert"),
+        *modules(source, "edgeml", "edgeml.backends.litert", "edgeml.authority"),
         *modules(source, "device_agent/contract"),
         *modules(source, "device_agent/runtimes", f"{RUNTIMES}litert"),
     )
@@ -264,6 +264,7 @@ def test_fleet(source: Path, tmp_path: Path) -> None:
     made.lacks("torch", "onnx", "onnxruntime", "openvino", "nncf", *OTHER)
     made.imports(
         "fastapi", "uvicorn", "sqlalchemy", "alembic", "paho.mqtt.client", "jinja2",
+        "edgeml.authority",
         *modules(source, "device_agent.contract".replace(".", "/")),
         *modules(source, "targets"),
     )  # fmt: skip

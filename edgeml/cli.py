@@ -14,6 +14,9 @@ import typer
 
 from .emulator.verbs import app as emulator
 from .errors import DIFFERENT, GATE, REFUSED
+from .registry.keyverbs import app as keys
+from .registry.verbs import app as registry
+from .registry.verbs import publish
 from .terminal import Json, Quiet, spoken, tell
 
 app = typer.Typer(
@@ -24,6 +27,9 @@ app = typer.Typer(
     help="From a trained model to verified bundles for edge devices.",
 )
 app.add_typer(emulator, name="emulator")
+app.add_typer(keys, name="keys")
+app.add_typer(registry, name="registry")
+app.command("publish")(publish)
 
 Out = Annotated[Path, typer.Option(help="Folder for bundles and report.")]
 Bundle = Annotated[Path, typer.Argument(help="A .edgeml file.", show_default=False)]

@@ -9,6 +9,7 @@ The rules it keeps:
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from device_agent.contract.bundle import (
     read_bundle,
 )
 from device_agent.contract.errors import BundleError
-from device_agent.contract.manifest import Manifest, Member, Role
+from device_agent.contract.manifest import Manifest, Member, Role, canonical_json
 
 from ..errors import InputError
 
@@ -56,6 +57,24 @@ def pack(
         read_bundle(packed, limits)
     except (BundleError, ValueError) as error:
         raise InputError(f"the bundle cannot be packed: {error}") from error
+    return packed
+
+
+def renumbered(bundle: Bundle, counter: int) -> bytes:
+    """The same bundle with another release counter: the same content, another digest.
+
+    Raises:
+        InputError: the bundle changed since it was verified; the counter is below 0.
+    """
+    value = json.loads(bundle.manifest_bytes)
+    value["release_counter"] = counter
+    try:
+        parts = [_entry(MANIFEST, canonical_json(value))]
+        parts += [_entry(path, bundle.member(path)) for path in bundle.paths()]
+        packed = b"".join([*parts, tar.END])
+        read_bundle(packed)
+    except BundleError as error:
+        raise InputError(f"release counter {counter}: {error}") from error
     return packed
 
 

@@ -179,7 +179,12 @@ class Batch(Message):
 
 class Dropped(_Part):
     """Body of a ``dropped`` record: it has the number ``last`` and takes the place of
-    all from ``first`` to ``last`` that the fleet has not stored."""
+    all from ``first`` to ``last`` that the fleet has not stored.
+
+    The fleet keeps it beside the records, not among them: number ``last`` may be stored
+    already. Of reason ``damaged`` it stands for itself and, ``count`` being unknown and
+    so 0, for whatever is not stored of this device's earlier epochs.
+    """
 
     first: Count
     last: Count

@@ -69,6 +69,8 @@ class Reason(StrEnum):
     """Its release counter is below one that was committed here."""
     TRUST_UNAVAILABLE = "trust_unavailable"
     """No keys, or keys that cannot be read: nothing can be believed."""
+    TRUST_FAILED = "trust_failed"
+    """What verifies did not come to an end: out of memory, killed, or hung."""
     CLOCK_WRONG = "clock_wrong"
     """This device's clock cannot be right, so that nothing can be said of expiry."""
     # whether it is for this device
@@ -111,6 +113,7 @@ RETRYABLE = frozenset(
     {
         Reason.METADATA_UNREACHABLE,
         Reason.METADATA_EXPIRED,
+        Reason.TRUST_FAILED,
         Reason.CLOCK_WRONG,
         Reason.DOWNLOAD_UNREACHABLE,
         Reason.DOWNLOAD_SLOW,

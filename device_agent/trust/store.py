@@ -1,0 +1,134 @@
+"""Where verified metadata and floors are kept.
+
+The rules it keeps:
+
+1. Metadata and floors change in one transaction; the second place of the floors is
+   written before it, so that a cut leaves floors that are higher than needed, never
+   lower.
+2. A damaged database is put aside: metadata can be fetched again, and the floors are in
+   the other place. Either loss is told (``notes``).
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ..database import Database, open_database, put_aside
+from ..durable import Disk, replace, sweep
+from ..errors import DamagedError
+from . import floors as floors_of
+from .floors import Floors, merged
+
+DATABASE: Final = "trust.db"
+FILE: Final = "floors.json"
+_SCHEMA = (
+    (
+        "CREATE TABLE metadata (name TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT",
+        "CREATE TABLE floors (id INTEGER PRIMARY KEY CHECK (id = 1), "
+        "bytes BLOB NOT NULL) STRICT",
+    ),
+)
+
+
+class Store:
+    """Metadata and floors of one device."""
+
+    def __init__(self, state: Path, floor_dir: Path, disk: Disk) -> None:
+        """Open both places.
+
+        Args:
+            state: The state directory.
+            floor_dir: Another folder, for the second place of the floors.
+            disk: The seam.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        self.notes: list[str] = []
+        self._disk = disk
+        self._file = floor_dir / FILE
+        sweep(disk, floor_dir)
+        self._database = self._opened(state / DATABASE)
+        first, second = self._from_database(), self._from_file()
+        self._floors = merged(first or Floors(), second or Floors())
+        if first is not None or second is not None:
+            self._note_loss(first, second)
+
+    @property
+    def floors(self) -> Floors:
+        """The higher of both places."""
+        return self._floors
+
+    def metadata(self) -> dict[str, bytes]:
+        """Name of the file → metadata as it was verified."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT name, bytes FROM metadata").fetchall()
+        return {str(name): bytes(raw) for name, raw in rows}
+
+    def save(self, floors: Floors, metadata: Mapping[str, bytes] | None = None) -> None:
+        """Keep floors and, where given, all metadata in the place of what was.
+
+        Raises:
+            StorageError: the floors may be kept in one of the places only.
+        """
+        floors = merged(self._floors, floors)
+        if floors == self._floors and metadata is None:
+            return
+        raw = floors_of.dump(floors)
+        replace(self._disk, self._file, raw)
+        with self._database.transaction("trust") as connection:
+            _put(connection, raw, metadata)
+        self._floors = floors
+
+    def close(self) -> None:
+        """Give the database back."""
+        self._database.close()
+
+    def _opened(self, path: Path) -> Database:
+        try:
+            return open_database(path, self._disk, _SCHEMA)
+        except DamagedError as error:
+            aside = put_aside(path, self._disk)
+            self.notes.append(f"{error}; it was put aside as {aside}")
+            return open_database(path, self._disk, _SCHEMA)
+
+    def _from_database(self) -> Floors | None:
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT bytes FROM floors").fetchone()
+        return None if row is None else self._parsed(bytes(row[0]), DATABASE)
+
+    def _from_file(self) -> Floors | None:
+        if not self._file.exists():
+            return None
+        return self._parsed(self._file.read_bytes(), str(self._file))
+
+    def _parsed(self, raw: bytes, where: str) -> Floors | None:
+        try:
+            return floors_of.parse(raw)
+        except ValueError as error:
+            self.notes.append(f"the floors in {where} are damaged: {error}")
+            return None
+
+    def _note_loss(self, first: Floors | None, second: Floors | None) -> None:
+        """Say it where one place lacks what the other has, and mend it."""
+        if first == second:
+            return
+        for found, where in ((first, DATABASE), (second, str(self._file))):
+            if found is None:
+                self.notes.append(f"{where} holds no floors; those of the other count")
+        raw = floors_of.dump(self._floors)
+        replace(self._disk, self._file, raw)
+        with self._database.transaction("trust") as connection:
+            _put(connection, raw, None)
+
+
+def _put(
+    connection: sqlite3.Connection, floors: bytes, metadata: Mapping[str, bytes] | None
+) -> None:
+    connection.execute("INSERT OR REPLACE INTO floors VALUES (1, ?)", (floors,))
+    if metadata is not None:
+        connection.execute("DELETE FROM metadata")
+        connection.executemany(
+            "INSERT INTO metadata VALUES (?, ?)", sorted(metadata.items())
+        )

@@ -7,6 +7,8 @@
     ├── StorageError               the disk is full or returned an error; ``reason``
     │   └── DamagedError           what is on it is not what was written
     ├── LockedError                another process uses the state directory
+    ├── IdentityError              what enrolment left cannot be used
+    ├── LinkError                  the session with the broker ended, or never began
     ├── UpdateError                a step towards another model failed; ``reason``
     ├── RefusedError          400  a bundle is not taken; ``step`` says at which step
     ├── RequestError          400  the request is not what the protocol or model takes
@@ -59,6 +61,19 @@ class DamagedError(StorageError):
 
 class LockedError(AgentError):
     """Another process uses the same state directory; the text names it."""
+
+
+class IdentityError(AgentError):
+    """Who this device is, or what it shows for it, cannot be read or used."""
+
+
+class LinkError(AgentError):
+    """The session with the broker ended, or did not begin; the text says why."""
+
+    def __init__(self, text: str, *, taken_over: bool = False) -> None:
+        self.taken_over = taken_over
+        """Somebody else connected as this device."""
+        super().__init__(text)
 
 
 class UpdateError(AgentError):

@@ -71,6 +71,7 @@ class Device(RuleBasedStateMachine):
         self.ids = Numbers()
         self.ledger = Ledger()
         self.produced: set[Key] = set()
+        self.ever: set[Key] = set()
         self.next: dict[str, int] = {}
         self.uptime = 0.0
         self.backup: tuple[bytes, set[Key]] | None = None
@@ -106,6 +107,7 @@ class Device(RuleBasedStateMachine):
             ]
         )
         self.produced |= set(keys)
+        self.ever |= set(keys)
 
     @rule(count=st.integers(1, 5))
     def drop_in_memory(self, count: int) -> None:
@@ -201,7 +203,7 @@ class Device(RuleBasedStateMachine):
             }
         for key in self.produced - self.ledger.stored.keys() - pending:
             assert fleet.is_dropped(key), f"{key} is nowhere"
-        assert self.ledger.stored.keys() <= self.produced
+        assert self.ledger.stored.keys() <= self.ever
         assert not fleet.conflicts, "a number was given twice"
 
     @invariant()

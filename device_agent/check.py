@@ -36,6 +36,7 @@ import numpy as np
 
 from .contract import machine
 from .contract.bundle import Bundle, BundleLimits, read_bundle, unpack
+from .contract.codes import Reason
 from .contract.errors import ArtifactError, BundleError, IsaError, MachineError
 from .contract.golden import Golden, GoldenReport, judge, read_golden
 from .contract.manifest import Manifest
@@ -57,6 +58,8 @@ class Failure:
 
     step: str
     reason: str
+    code: Reason = Reason.LOAD_FAILED
+    """The same for a fleet."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
         bundle = read_bundle(path, options.bundle_limits)
         golden = golden_of(bundle)
     except BundleError as error:
-        return _failed(report, REFUSED, "bundle", str(error))
+        return _failed(report, REFUSED, "bundle", str(error), Reason.BUNDLE_INVALID)
     report = replace(
         check_machine(bundle, report.file, options.features, options.any_arch),
         emulated=options.emulated,
@@ -147,7 +150,7 @@ def check(path: Path, options: CheckOptions | None = None) -> CheckReport:
         try:
             unpack(bundle, folder)
         except BundleError as error:
-            return _failed(report, REFUSED, "load", str(error))
+            return _failed(report, REFUSED, "load", str(error), Reason.STORAGE)
         return check_artifact(report, bundle.manifest, folder, golden, options)
 
 
@@ -183,15 +186,17 @@ def check_artifact(
             )
         )
     except MachineError as error:
-        return _failed(report, LACKS, "load", str(error))
+        return _failed(report, LACKS, "load", str(error), Reason.RUNTIME_LACKING)
     except IsaError as error:
-        return _failed(report, GATE, "isa", str(error))
-    except (ArtifactError, BundleError) as error:
-        return _failed(report, REFUSED, "load", str(error))
+        return _failed(report, GATE, "isa", str(error), Reason.ISA_LACKING)
+    except ArtifactError as error:
+        return _failed(report, REFUSED, "load", str(error), error.code)
+    except BundleError as error:
+        return _failed(report, REFUSED, "load", str(error), Reason.LOAD_FAILED)
     judged = judge(golden, result.outputs)
     report = _measured(report, manifest, result, judged, options)
     if not judged.ok:
-        return _failed(report, GATE, "golden", mismatch(judged))
+        return _failed(report, GATE, "golden", mismatch(judged), Reason.GOLDEN_MISMATCH)
     return report if options.emulated else _limits(report)
 
 
@@ -242,8 +247,10 @@ def version_key(text: str) -> tuple[int, ...]:
     return tuple(map(int, numbers.group().split("."))) if numbers else ()
 
 
-def _failed(report: CheckReport, code: int, step: str, reason: str) -> CheckReport:
-    return replace(report, exit_code=code, failure=Failure(step, reason))
+def _failed(
+    report: CheckReport, exit_code: int, step: str, reason: str, code: Reason
+) -> CheckReport:
+    return replace(report, exit_code=exit_code, failure=Failure(step, reason, code))
 
 
 def _identified(report: CheckReport, bundle: Bundle) -> CheckReport:
@@ -262,13 +269,15 @@ def _isa(
 ) -> CheckReport:
     if report.foreign:
         reason = f"it is for {manifest.isa.arch}; this machine is {machine.arch()}"
-        return _failed(report, GATE, "isa", reason)
+        return _failed(report, GATE, "isa", reason, Reason.ISA_LACKING)
     found = machine.features() if features is None else features
     lacking = machine.lacks(manifest.isa.requires, found)
     if not lacking:
         return report
     reason = f"this processor has no {', '.join(lacking)}, which it was validated for"
-    return _failed(replace(report, isa_missing=lacking), GATE, "isa", reason)
+    return _failed(
+        replace(report, isa_missing=lacking), GATE, "isa", reason, Reason.ISA_LACKING
+    )
 
 
 def _runtime(report: CheckReport, manifest: Manifest) -> CheckReport:
@@ -276,12 +285,12 @@ def _runtime(report: CheckReport, manifest: Manifest) -> CheckReport:
     try:
         found = runtime_named(wanted.name).version()
     except MachineError as error:
-        return _failed(report, LACKS, "runtime", str(error))
+        return _failed(report, LACKS, "runtime", str(error), Reason.RUNTIME_LACKING)
     report = replace(report, runtime_version=found)
     if version_key(found) >= version_key(wanted.min_version):
         return report
     reason = f"{wanted.name} is {found} here; it needs {wanted.min_version} or later"
-    return _failed(report, LACKS, "runtime", reason)
+    return _failed(report, LACKS, "runtime", reason, Reason.RUNTIME_LACKING)
 
 
 def _timing(options: CheckOptions) -> dict[str, Any]:
@@ -323,9 +332,9 @@ def _limits(report: CheckReport) -> CheckReport:
     peak, allowed = report.peak_memory_bytes, report.peak_memory_limit_bytes
     if allowed is not None and peak is not None and peak > allowed:
         reason = f"its process takes {peak} bytes at its peak; at most {allowed}"
-        return _failed(report, GATE, "limits", reason)
+        return _failed(report, GATE, "limits", reason, Reason.MEMORY_LIMIT)
     took, limit = report.latency_p50_ms, report.latency_limit_ms
     if report.latency_gated and took is not None and limit is not None and took > limit:
         reason = f"one inference takes {took:.3f} ms (p50); at most {limit:g} ms"
-        return _failed(report, GATE, "limits", reason)
+        return _failed(report, GATE, "limits", reason, Reason.LATENCY_LIMIT)
     return report

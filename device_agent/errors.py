@@ -96,9 +96,13 @@ class RefusedError(AgentError):
 
     status = 400
 
-    def __init__(self, step: str, reason: str) -> None:
+    def __init__(
+        self, step: str, reason: str, code: Reason = Reason.LOAD_FAILED
+    ) -> None:
         self.step = step
         self.reason = reason
+        self.code = code
+        """The same for a fleet."""
         super().__init__(f"{step}: {reason}")
 
 

@@ -20,6 +20,7 @@ from .schema import (
     Overrides,
     SandboxConfig,
     SwapPolicy,
+    UpdateConfig,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Overrides",
     "SandboxConfig",
     "SwapPolicy",
+    "UpdateConfig",
     "default_state",
     "is_loopback",
     "load_config",

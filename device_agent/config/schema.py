@@ -134,6 +134,36 @@ class SandboxConfig:
 
 
 @dataclass(frozen=True)
+class UpdateConfig:
+    """How a new model is got and tried; the fleet may set what begins with trial."""
+
+    trial_inferences: Annotated[int, Range(1, 1_000_000_000)] = 100
+    """Requests that a candidate answers on trial before it is committed."""
+    trial_s: Annotated[float, Range(1, 604_800)] = 300.0
+    """After so long without anything bad it is committed without them, too."""
+    trial_least_s: Annotated[float, Range(0, 604_800)] = 10.0
+    """However many it answers, it is not committed sooner."""
+    recheck_s: Annotated[float, Range(0.1, 3600)] = 5.0
+    """On trial it is asked golden vectors again so often."""
+    hang_s: Annotated[float, Range(0.1, 3600)] = 30.0
+    """A candidate that does not answer them for so long hangs."""
+    failure_share: Annotated[float, Range(0, 1)] = 0.05
+    """Share of its requests that may fail on trial."""
+    growth_bytes: Annotated[int, Range(1 << 20, 1 << 40)] = 256 << 20
+    """What the agent may grow by while a candidate is on trial."""
+    gate_latency: bool = True
+    """Whether the latency limit of a bundle holds on this device."""
+    max_starts: Annotated[int, Range(1, 100)] = 3
+    """Starts of the agent, orderly stops apart, that a candidate on trial may see."""
+    download_s: Annotated[float, Range(1, 2_592_000)] = 86_400.0
+    """How long a download may take in all."""
+    probe_s: Annotated[float, Range(1, 86_400)] = 3600.0
+    """How long the sandbox, and asking once more whether it is wanted, may take."""
+    rate_bytes_s: Annotated[int, Range(0, 1 << 40)] = 0
+    """Bandwidth that downloads keep to; 0: what there is."""
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The whole configuration."""
 
@@ -149,6 +179,7 @@ class AgentConfig:
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    update: UpdateConfig = UpdateConfig()
     model: ModelConfig = ModelConfig()
     """Defaults for every model."""
     models: dict[str, ModelConfig] = field(default_factory=dict)

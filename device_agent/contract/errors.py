@@ -12,6 +12,8 @@
     └── MachineError       this machine lacks something that the artifact needs
 """
 
+from .codes import Reason
+
 
 class DeviceError(Exception):
     """Root of everything that ``device_agent`` raises on purpose."""
@@ -35,6 +37,11 @@ class StepError(DeviceError):
 
 class ArtifactError(DeviceError):
     """A runtime refuses to load or to run an artifact."""
+
+    def __init__(self, text: str, code: Reason = Reason.LOAD_FAILED) -> None:
+        self.code = code
+        """What it did, in a word that a fleet understands."""
+        super().__init__(text)
 
 
 class IsaError(ArtifactError):

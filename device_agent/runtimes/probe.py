@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..contract.codes import Reason
 from ..contract.errors import ArtifactError, DeviceError, IsaError, MachineError
 from ..contract.machine import memory_bytes
 from ..contract.manifest import Option
@@ -42,6 +43,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _STDERR_CHARS_MAX = 400
+_SHORT_OF_MEMORY = ("bad_alloc", "allocate memory")
+"""How runtimes say that there is none left."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,12 @@ def main() -> int:
     except DeviceError as error:
         kind = "machine" if isinstance(error, MachineError) else "artifact"
         text = _too_much(limits) if "bad_alloc" in str(error) else str(error)
-        answer = {"error": kind, "text": text}
+        short = any(word in str(error) for word in _SHORT_OF_MEMORY)
+        code = Reason.MEMORY_LIMIT if short else Reason.LOAD_FAILED
+        answer = {"error": kind, "text": text, "code": code.value}
     except MemoryError:
-        answer = {"error": "artifact", "text": _too_much(limits)}
+        code = Reason.MEMORY_LIMIT
+        answer = {"error": "artifact", "text": _too_much(limits), "code": code.value}
     with os.fdopen(answer_fd, "w") as stream:
         json.dump(answer, stream)
     # a runtime's threads may not end in order once their artifact misbehaved
@@ -244,7 +250,8 @@ def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             raise ArtifactError(
                 f"{name}: not done within {request.limits.wall_s:g} s; "
-                "its process was ended"
+                "its process was ended",
+                Reason.HUNG,
             ) from None
         finally:
             if child.poll() is None:
@@ -255,26 +262,30 @@ def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
             f"{name}: it uses an instruction that this processor does not have (SIGILL)"
         )
     if child.returncode or not stdout:
-        raise ArtifactError(f"{name}: {_death(child.returncode, stderr, request)}")
+        text, code = _death(child.returncode, stderr, request)
+        raise ArtifactError(f"{name}: {text}", code)
     answer: dict[str, Any] = json.loads(stdout)
     if answer.get("error") == "machine":
         raise MachineError(answer["text"])
     if "error" in answer:
-        text = answer["text"]
-        raise ArtifactError(text if text.startswith(name) else f"{name}: {text}")
+        text, code = answer["text"], Reason(answer["code"])
+        raise ArtifactError(text if text.startswith(name) else f"{name}: {text}", code)
     return answer
 
 
-def _death(code: int, stderr: bytes, request: ProbeRequest) -> str:
+def _death(code: int, stderr: bytes, request: ProbeRequest) -> tuple[str, Reason]:
     lines = stderr.decode(errors="replace").strip().splitlines()
     last = lines[-1][:_STDERR_CHARS_MAX] if lines else "it said nothing"
     if code == -signal.SIGXCPU:
-        return f"used more than {request.limits.cpu_s} s of processor time"
+        text = f"used more than {request.limits.cpu_s} s of processor time"
+        return text, Reason.HUNG
     if code == -signal.SIGKILL:
-        return "its process was killed (SIGKILL), most likely for want of memory"
+        text = "its process was killed (SIGKILL), most likely for want of memory"
+        return text, Reason.MEMORY_LIMIT
     if code < 0:
-        return f"its process crashed ({signal.Signals(-code).name}): {last}"
-    return f"its process ended with code {code}: {last}"
+        text = f"its process crashed ({signal.Signals(-code).name}): {last}"
+        return text, Reason.CRASHED
+    return f"its process ended with code {code}: {last}", Reason.CRASHED
 
 
 if __name__ == "__main__":

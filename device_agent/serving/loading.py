@@ -16,6 +16,7 @@ digest again, so the file may be replaced meanwhile. The unpacked folder stays u
 Everything here blocks; it belongs neither on the event loop nor in a lane.
 """
 
+import errno
 import json
 import logging
 import time
@@ -34,6 +35,7 @@ from ..check import (
 )
 from ..config import SandboxConfig
 from ..contract.bundle import Bundle, read_bundle, unpack
+from ..contract.codes import Reason
 from ..contract.errors import ArtifactError, BundleError, MachineError, StepError
 from ..contract.golden import Golden, judge
 from ..contract.manifest import Manifest, Option
@@ -114,15 +116,53 @@ def load(path: Path, state: Path, sandbox: SandboxConfig) -> Loaded:
     return bring_up(examine(bundle, path, state, sandbox), state, sandbox)
 
 
-def read(path: Path) -> Bundle:
+def read(path: Path, sha256: str | None = None) -> Bundle:
     """Step 1, its first part: a bundle that is whole.
+
+    Args:
+        path: its file.
+        sha256: which bundle it must be; None: any.
 
     Raises:
         RefusedError: as for :func:`load`.
     """
     with _refusing("bundle"):
         # whether its members must be looked into is known by its digest, see examine
-        return read_bundle(path, scan=False)
+        bundle = read_bundle(path, scan=False)
+    if sha256 not in (None, bundle.sha256):
+        text = f"expected SHA-256 {sha256}, found {bundle.sha256}: its file has changed"
+        raise RefusedError("bundle", text, Reason.STORAGE)
+    return bundle
+
+
+def rehearse(
+    bundle: Bundle, path: Path, state: Path, sandbox: SandboxConfig, gate_latency: bool
+) -> CheckReport:
+    """Steps 1 and 2 alone: nothing of it comes into this process.
+
+    Args:
+        bundle: what :func:`read` gave.
+        path: its file.
+        state: where to unpack it for the time.
+        sandbox: what it may use.
+        gate_latency: whether this machine is the one that its limit is for.
+
+    Raises:
+        RefusedError: as for :func:`load`.
+    """
+    candidate = examine(bundle, path, state, sandbox)
+    if candidate.admitted:
+        return candidate.report
+    with _refusing("bundle"):
+        place = RunFolder(state)
+    try:
+        folder = place.path / "bundle"
+        with _refusing("bundle"):
+            unpack(bundle, folder)
+            engines = _engines(candidate, state)
+        return _try(candidate, folder, engines, state, sandbox, gate_latency)
+    finally:
+        place.remove()
 
 
 def examine(
@@ -165,10 +205,7 @@ def bring_up(candidate: Candidate, state: Path, sandbox: SandboxConfig) -> Loade
         folder = place.path / "bundle"
         with _refusing("bundle"):
             unpack(candidate.bundle, folder)
-            engines = engine_folder(
-                state, candidate.manifest.runtime.options, candidate.bundle.sha256,
-                candidate.ground.runtime_version,
-            )  # fmt: skip
+            engines = _engines(candidate, state)
         if not candidate.admitted:
             _try(candidate, folder, engines, state, sandbox)
         session, latency_ns = _open(
@@ -217,17 +254,32 @@ def _refusing(step: str) -> Iterator[None]:
     """What goes wrong inside becomes the refusal of that step."""
     try:
         yield
-    except (BundleError, StepError, ArtifactError, MachineError) as error:
-        raise RefusedError(step, str(error)) from error
+    except BundleError as error:
+        disk = isinstance(error.__cause__, OSError)
+        code = _of_disk(error.__cause__) if disk else Reason.BUNDLE_INVALID
+        raise RefusedError(step, str(error), code) from error
+    except ArtifactError as error:
+        raise RefusedError(step, str(error), error.code) from error
+    except StepError as error:
+        raise RefusedError(step, str(error), Reason.INCOMPATIBLE) from error
+    except MachineError as error:
+        raise RefusedError(step, str(error), Reason.RUNTIME_LACKING) from error
     except OSError as error:
-        raise RefusedError(step, str(error)) from error
+        raise RefusedError(step, str(error), _of_disk(error)) from error
     except MemoryError as error:
-        raise RefusedError(step, "it needs more memory than there is") from error
+        text = "it needs more memory than there is"
+        raise RefusedError(step, text, Reason.MEMORY_LIMIT) from error
+
+
+def _of_disk(error: BaseException | None) -> Reason:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return Reason.NO_SPACE if full else Reason.STORAGE
 
 
 def _passed(report: CheckReport) -> CheckReport:
     if report.failure is not None:
-        raise RefusedError(report.failure.step, report.failure.reason)
+        failure = report.failure
+        raise RefusedError(failure.step, failure.reason, failure.code)
     return report
 
 
@@ -237,24 +289,35 @@ def _try(
     engines: Path | None,
     state: Path,
     sandbox: SandboxConfig,
-) -> None:
+    gate_latency: bool = False,
+) -> CheckReport:
     """Step 2; an engine that this bundle needs is built here, in the sandbox."""
     if engines is not None:
         empty(engines)  # of a try that was killed there may be half of one
     limits = ProbeLimits(
         address_bytes=sandbox.memory_bytes, cpu_s=sandbox.cpu_s, wall_s=sandbox.wall_s
     )
-    _passed(
+    options = CheckOptions(
+        probe_limits=limits, engines=engines, gate_latency=gate_latency
+    )
+    report = _passed(
         check_artifact(
-            candidate.report, candidate.manifest, folder, candidate.golden,
-            CheckOptions(probe_limits=limits, engines=engines),
+            candidate.report, candidate.manifest, folder, candidate.golden, options
         )
-    )  # fmt: skip
+    )
     try:
         admit(state, candidate.bundle.sha256, candidate.ground)
     except OSError as error:
         # it costs the next start a second; the model itself is good
         _LOG.warning("%s: not kept on record: %s", candidate.source.name, error)
+    return report
+
+
+def _engines(candidate: Candidate, state: Path) -> Path | None:
+    return engine_folder(
+        state, candidate.manifest.runtime.options, candidate.bundle.sha256,
+        candidate.ground.runtime_version,
+    )  # fmt: skip
 
 
 def _open(
@@ -268,7 +331,7 @@ def _open(
         with _refusing("golden"):
             judged = judge(golden, [session.predict(one) for one in golden.inputs])
             if not judged.ok:
-                raise RefusedError("golden", mismatch(judged))
+                raise RefusedError("golden", mismatch(judged), Reason.GOLDEN_MISMATCH)
             return session, _warm(session, golden)
     except BaseException:
         session.close()
@@ -338,6 +401,7 @@ def _check_signature(
             "signature",
             f"the manifest's {what}s are {_words(said)}; "
             f"the artifact's are {_words(found)}",
+            Reason.SIGNATURE_MISMATCH,
         )
 
 

@@ -183,6 +183,7 @@ class Model:
             _, previous = self._on_trial()
             self.trial = self.previous = None
             self._leave([previous])
+            self._forget_sources(previous)
 
     async def rollback(self) -> Served:
         """End the trial: the previous version is active again, the newer one leaves.
@@ -206,6 +207,7 @@ class Model:
                 self.versions.append(previous)
             self.trial = self.previous = None
             self._leave([trial])
+            self._forget_sources(trial)
             return previous
 
     async def stop(self, timeout_s: float) -> None:
@@ -364,6 +366,12 @@ class Model:
     def _came_from(self, path: Path) -> None:
         if path not in self.sources:
             self.sources.append(path)
+
+    def _forget_sources(self, gone: Served) -> None:
+        """The file of what has left is not loaded again with the model."""
+        source = gone.loaded.source
+        if all(one.loaded.source != source for one in self.versions):
+            self.sources.remove(source)
 
     def _check_running(self) -> None:
         if self._stopping:

@@ -46,16 +46,17 @@ class Repository:
         self._exact: dict[tuple[str, str], Served] = {}
         self._taken: dict[Path, str] = {}
         """File → the model that was served from it."""
+        self._expected = {path.absolute() for path in config.bundles}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         sweep(config.state)
 
     @property
     def ready(self) -> bool:
-        """Whether every configured bundle was taken, and every model is served."""
+        """Whether every expected bundle was taken, and every model is served."""
         return (
             not self._stopping
-            and all(path.absolute() in self._taken for path in self._config.bundles)
+            and all(path in self._taken for path in self._expected)
             and all(name in self._active for name in self._taken.values())
         )
 
@@ -104,7 +105,17 @@ class Repository:
         found = [entry for model in self._models.values() for entry in model.entries()]
         return tuple(sorted(found, key=lambda one: (one.name, one.version)))
 
-    async def install(self, path: Path, *, keep_previous: bool = False) -> Served:
+    def expect(self, path: Path) -> None:
+        """Do not be ready before this bundle was taken, too."""
+        self._expected.add(path.absolute())
+
+    def pass_over(self, path: Path, name: str) -> None:
+        """A bundle is not needed: its model is served already from another file."""
+        self._taken[path.absolute()] = name
+
+    async def install(
+        self, path: Path, *, keep_previous: bool = False, sha256: str | None = None
+    ) -> Served:
         """Load a bundle beside what is served, then switch to it and drain the old.
 
         It takes the place of what came from the same file, and of an equal version;
@@ -115,12 +126,15 @@ class Repository:
             path: the bundle's file.
             keep_previous: put it on trial: it is active whatever its release counter
                 says, and what was active is kept until ``commit`` or ``rollback``.
+            sha256: which bundle it must be; None: any.
 
         Raises:
             RefusedError: it is not taken; what was served goes on being served.
             UnavailableError: the agent is stopping.
         """
-        return await self._whole(self._install(path.absolute(), keep_previous))
+        return await self._whole(
+            self._install(path.absolute(), keep_previous, sha256=sha256)
+        )
 
     async def load(self, name: str) -> Served:
         """Load (again) the bundle that the model came from: a changed file is a swap.
@@ -141,6 +155,21 @@ class Repository:
             UnknownError: no such model.
         """
         await self._whole(self._model(name).unload())
+
+    async def remove(self, name: str) -> None:
+        """Like ``unload``, and forget the model: it is not expected any more.
+
+        Raises:
+            UnknownError: no such model.
+        """
+        model = self._model(name)
+        await self._whole(model.unload())
+        if not model.versions:
+            self._models.pop(name, None)
+            gone = {path for path, taken in self._taken.items() if taken == name}
+            for path in gone:
+                del self._taken[path]
+            self._expected -= gone
 
     async def commit(self, name: str) -> None:
         """End the trial of a model: the previous version leaves.
@@ -207,11 +236,14 @@ class Repository:
             raise UnknownError(f"there is no model {name!r}; known: {known}")
         return self._models[name]
 
-    async def _install(self, path: Path, keep: bool, name: str | None = None) -> Served:
+    async def _install(
+        self, path: Path, keep: bool, name: str | None = None,
+        sha256: str | None = None,
+    ) -> Served:  # fmt: skip
         if self._stopping:
             raise UnavailableError("the agent is stopping")
         try:
-            bundle = await self._loader.run(partial(loading.read, path))
+            bundle = await self._loader.run(partial(loading.read, path, sha256))
             found = bundle.manifest.name
             if name not in (None, found):
                 raise RefusedError("bundle", f"it is of model {found!r}, not {name!r}")

@@ -35,6 +35,8 @@ class Held:
     release: Release
     digest: str
     counter: int
+    target: str = ""
+    """The kind of device that it is for: counters are per model and target."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class Goal:
     """Where to get it; the first that works is enough."""
     custom: dict[str, Any] = field(default_factory=dict)
     """What the registry says of it beside its digest."""
+    valid_until: float = 0.0
+    """Seconds since 1970; later both are asked again before it is activated."""
 
     @property
     def held(self) -> Held:
         """What a slot holds once it is there."""
         wanted = self.desired
-        return Held(wanted.release, wanted.digest, wanted.counter)
+        target = str(self.custom.get("target", ""))
+        return Held(wanted.release, wanted.digest, wanted.counter, target)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ The rules it keeps:
 
 import asyncio
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -103,7 +104,7 @@ class Candidates:
         try:
             await self._repository.install(path, sha256=held.digest)
         except RefusedError as error:
-            raise _update_error(error) from error
+            raise _later(error) from error
         self._kept = held
 
     async def activate(self, held: Held, path: Path) -> None:
@@ -118,7 +119,7 @@ class Candidates:
         try:
             served = await asyncio.shield(task)
         except RefusedError as error:
-            raise _update_error(error) from error
+            raise _later(error) from error
         self._candidate = _Candidate(held, served)
 
     async def commit(self) -> None:
@@ -127,10 +128,8 @@ class Candidates:
         if candidate is None:
             return
         name, kept = candidate.held.release.model, self._kept
-        try:
+        with suppress(UnknownError):  # nothing of that name was served before
             await self._repository.commit(name)
-        except UnknownError:
-            pass  # nothing of that name was served before
         if kept is not None and kept.release.model != name:
             await self._repository.remove(kept.release.model)
         self._kept, self._candidate = candidate.held, None
@@ -228,3 +227,11 @@ class Candidates:
 
 def _update_error(error: RefusedError) -> UpdateError:
     return UpdateError(error.code, str(error), {"step": error.step})
+
+
+def _later(error: RefusedError) -> UpdateError:
+    """Of a bundle that was whole when it was installed: the disk has changed it."""
+    found = _update_error(error)
+    if found.reason is Reason.BUNDLE_INVALID:
+        found.reason = Reason.STORAGE
+    return found

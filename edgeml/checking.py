@@ -38,6 +38,8 @@ class Asked:
     here: bool = False
     count: bool = False
     timeout_s: float = TIMEOUT_S
+    engine: str | None = None
+    image: str | None = None
     folder: Path | None = None
 
 
@@ -110,11 +112,13 @@ def checked(
         return _here(path, bundle)
     from .cache import user_cache
     from .emulator.check import check, plan
+    from .emulator.engine import Engine
     from .emulator.store import Store
 
     emulation = plan(
         bundle, _profile(asked.target, asked.folder), asked.cpu,
         _own(profile or bundle.manifest.target, asked.folder), asked.timeout_s,
+        None if asked.engine is None else Engine(asked.engine, asked.image),
     )  # fmt: skip
     if emulation is None:
         if asked.count:
@@ -200,8 +204,7 @@ def lines(report: Facts) -> list[str]:
         f"  golden   {report['golden_vectors']} vectors right, "
         f"max |diff| {report['max_abs_diff']:.3g}" + (flips if about else ""),
         f"  latency  {_latency(report)}",
-        f"  memory   {memory}"
-        + (f", of {about['memory_bytes'] / 2**20:.0f} MiB" if about else ""),
+        f"  memory   {memory}" + _of(about),
     ]
     if report["foreign"]:
         text = f"it is for {report['arch']}: its answers were checked here"
@@ -215,6 +218,13 @@ def lines(report: Facts) -> list[str]:
     if about:
         return [*found, f"  took     {about['wall_s']:.1f} s, which says nothing of it"]
     return [*found, f"  load     {report['load_ms']:.1f} ms"]
+
+
+def _of(about: Facts | None) -> str:
+    if about is None:
+        return ""
+    counted = "" if about["memory_exact"] else ", some of it its emulator's"
+    return f", of {about['memory_bytes'] / 2**20:.0f} MiB{counted}"
 
 
 def _latency(report: Facts) -> str:

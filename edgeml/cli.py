@@ -8,7 +8,7 @@ Facts go to standard output, progress and errors to standard error. Exit codes: 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -199,6 +199,14 @@ def check(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that an emulated check may take.")
     ] = 1800.0,
+    engine: Annotated[
+        Literal["podman", "docker"] | None,
+        typer.Option(help="Run it in the agent's image, by this container engine."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="The image (localhost/edgeml-agent:arm64-RUNTIME)."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -209,13 +217,19 @@ def check(
     from .checking import Asked, check_bundle
     from .errors import UsageError
 
-    if here and (target or cpu or count):
-        raise UsageError("--here emulates nothing: --target, --cpu and --count do")
+    if here and (target or cpu or count or engine):
+        raise UsageError(
+            "--here emulates nothing: --target, --cpu, --count and --engine do"
+        )
+    if engine and count:
+        raise UsageError("--count counts by the pinned QEMU, not in an --engine")
+    if image and not engine:
+        raise UsageError("--image is what an --engine runs: name one")
     if file.suffix.lower() not in {".onnx", ".tflite"}:
-        asked = Asked(target, cpu, here, count, timeout)
+        asked = Asked(target, cpu, here, count, timeout, engine, image)
         return check_bundle(file, asked, as_json=as_json, quiet=quiet)
-    if target or cpu or count:
-        raise UsageError("--target, --cpu and --count are for bundles")
+    if target or cpu or count or engine:
+        raise UsageError("--target, --cpu, --count and --engine are for bundles")
     from .bundling.facts import render_facts
     from .bundling.running import check_file
 

@@ -28,6 +28,7 @@ from targets.profile import Target
 from ..armv7 import missing
 from ..bundling.bundle import opened
 from ..errors import GATE, LACKS, REFUSED, MachineLacks, UsageError
+from .engine import Engine
 from .guest import Guest, Ran, guest
 from .store import Said, Store
 
@@ -61,6 +62,8 @@ class Emulation:
     target: Target
     cpu: str
     timeout_s: float
+    engine: Engine | None = None
+    """None: the pinned QEMU."""
 
     @property
     def machine(self) -> str:
@@ -72,7 +75,7 @@ class Emulation:
 
 def plan(
     bundle: Bundle, target: Target | None, cpu: str | None, profile: Target | None,
-    timeout_s: float,
+    timeout_s: float, engine: Engine | None = None,
 ) -> Emulation | None:  # fmt: skip
     """What a bundle is to be checked on; None: this machine itself will do.
 
@@ -82,13 +85,14 @@ def plan(
         cpu: the processor that was asked for, as QEMU calls it.
         profile: the profile of the bundle's own target; None: it is not known here.
         timeout_s: how long an emulated check may take.
+        engine: the container engine that was asked for.
 
     Raises:
         UsageError: nobody knows which processor to emulate.
     """
     arch = bundle.manifest.isa.arch
     wanted = target or profile
-    if target is None and cpu is None and arch == machine.arch():
+    if target is None and cpu is None and engine is None and arch == machine.arch():
         return None
     if wanted is None:
         raise UsageError(
@@ -107,7 +111,7 @@ def plan(
             f"({wanted.sources.get('qemu_cpu', 'none is named in its profile')}); "
             "--cpu names one"
         )
-    return Emulation(wanted, chosen, timeout_s)
+    return Emulation(wanted, chosen, timeout_s, engine)
 
 
 def check(path: Path, emulation: Emulation, store: Store, said: Said) -> Facts:
@@ -127,6 +131,8 @@ def check(path: Path, emulation: Emulation, store: Store, said: Said) -> Facts:
             f"{path.name} runs on a GPU ({provider}), which QEMU does not have; "
             "edgeml-agent check on the device"
         )
+    if emulation.engine is not None:
+        return _contained(path, bundle, emulation, emulation.engine, said)
     with guest(store, target.arch, emulation.cpu, said) as host:
         said(f"emulator: {path.name} on {emulation.cpu}, QEMU {host.qemu_version}")
         ran = _run(host, path, emulation)
@@ -137,7 +143,26 @@ def check(path: Path, emulation: Emulation, store: Store, said: Said) -> Facts:
                 lambda other: _survives(other, path, emulation), said,
             )  # fmt: skip
             report = _failed(report, GATE, "isa", why)
-    return {**report, "emulation": _about(emulation, host, ran)}
+    return {
+        **report,
+        "emulation": _about(emulation, f"qemu-user {host.qemu_version}", ran),
+    }
+
+
+def _contained(
+    path: Path, bundle: Bundle, emulation: Emulation, engine: Engine, said: Said
+) -> Facts:
+    target, version = emulation.target, engine.version()
+    image = engine.image_for(target.arch, bundle.manifest.runtime.name)
+    said(f"emulator: {path.name} on {emulation.cpu} in {image}, {version}")
+    ran = engine.check(
+        path, image, target.arch, emulation.cpu, target.memory_bytes,
+        emulation.timeout_s,
+    )  # fmt: skip
+    report = _report(ran, path, bundle)
+    taken = report.get("peak_memory_bytes")
+    report = {**_verdict(report, ran, emulation), "peak_memory_bytes": taken}
+    return {**report, "emulation": {**_about(emulation, version, ran), "image": image}}
 
 
 def _run(host: Guest, path: Path, emulation: Emulation) -> Ran:
@@ -262,9 +287,9 @@ def _failed(report: Facts, code: int, step: str, reason: str) -> Facts:
     return {**report, "ok": False, "exit_code": code, "failure": failure}
 
 
-def _about(emulation: Emulation, host: Guest, ran: Ran) -> Facts:
+def _about(emulation: Emulation, engine: str, ran: Ran) -> Facts:
     return {
-        "engine": f"qemu-user {host.qemu_version}",
+        "engine": engine,
         "target": emulation.target.name,
         "cpu": emulation.cpu,
         "memory_bytes": emulation.target.memory_bytes,

@@ -8,6 +8,7 @@ The rules it keeps:
 3. The guest gets an environment of its own. It is no sandbox: it sees the host's files.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -169,8 +170,6 @@ def guest(
         folder = Path(parent)
         python = folder / "bin" / "python"
         python.parent.mkdir()
-        (folder / "device").mkdir()
-        (folder / "device" / "device_agent").symlink_to(_ROOT / "device_agent")
         environment = _environment(folder)
         command = [str(programs / _QEMU[arch])]
         if plugin is not None:
@@ -178,7 +177,7 @@ def guest(
         command += ["-cpu", _CPUS.get(cpu, cpu), *_RANGES[arch]]
         if arch == platform.machine():
             real = _own(folder)
-            environment["PYTHONPATH"] = str(folder / "device")
+            environment["PYTHONPATH"] = str(_device(folder))
         else:
             part, root = store.guest(arch, said)
             real = root / "usr" / "bin" / f"python{part.python}"
@@ -186,13 +185,26 @@ def guest(
             command += ["-L", str(seen)]
             environment |= {
                 "PYTHONHOME": str(root / "usr"),
-                "PYTHONPATH": f"{folder / 'device'}:{root / 'site'}",
+                "PYTHONPATH": f"{_device(root)}:{root / 'site'}",
                 "PYTHONPYCACHEPREFIX": str(root / "bytecode"),
             }
         line = shlex.join(command) + ' -0 "$0" ' + shlex.quote(str(real)) + ' "$@"'
         python.write_text(f"#!/bin/sh\nexec {line}\n")
         python.chmod(0o755)
         yield Guest(arch, cpu, version, python, environment, folder)
+
+
+def _device(place: Path) -> Path:
+    """A folder with this checkout's ``device_agent`` alone, to import it from.
+
+    In a guest's root it stays: bytecode is kept by path, and is found again.
+    """
+    digest = hashlib.sha256(str(_ROOT).encode()).hexdigest()
+    folder = place / "device" / digest[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (folder / "device_agent").symlink_to(_ROOT / "device_agent")
+    return folder
 
 
 def _plugged(root: Path, arch: str, plugin: Plugin) -> list[str]:

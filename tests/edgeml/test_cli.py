@@ -17,7 +17,7 @@ from targets.profile import ProfileError
 
 VERBS = (
     "init", "build", "search", "check", "inspect", "diff", "bench", "unpack", "targets",
-    "convert-weights",
+    "convert-weights", "publish",
 )  # fmt: skip
 
 

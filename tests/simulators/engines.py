@@ -1,8 +1,8 @@
 """A container engine without containers: podman's command line, run on this host.
 
 ``run`` finds the bundle that is mounted and has this checkout's device program check
-it, as an image of this host's architecture would. It refuses words that podman refuses, and
-images that it does not have.
+it, as an image of this host's architecture would. It refuses words that podman refuses,
+and images that it does not have.
 """
 
 import stat

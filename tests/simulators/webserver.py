@@ -15,6 +15,7 @@ shared by all connections, as on a link.
 import hashlib
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -87,7 +88,7 @@ class WebServer:
         self.lock = threading.Lock()
         self._free_at = 0.0
         self._connections: set[socket.socket] = set()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
         self._address = ("127.0.0.1", 0)
         self.start()
 
@@ -98,9 +99,7 @@ class WebServer:
     def start(self) -> None:
         """Listen; at the port that it had before, if it had one."""
         handler = type("Handler", (_Handler,), {"site": self})
-        ThreadingHTTPServer.allow_reuse_address = True
-        self._server = ThreadingHTTPServer(self._address, handler)
-        self._server.daemon_threads = True
+        self._server = _Server(self._address, handler)
         self._address = ("127.0.0.1", self._server.server_port)
         threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
@@ -144,6 +143,16 @@ class WebServer:
             self._free_at = max(self._free_at, now) + size * 8 / self.rate_bits_s
             wait_s = self._free_at - now
         time.sleep(wait_s)
+
+
+class _Server(ThreadingHTTPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever is cut off is no error here; anything else is."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -89,6 +89,8 @@ class Registry:
             UpdateError: the root cannot be used.
         """
         self._folder = folder
+        self._known = metadata
+        self._sound = True
         for name, raw in metadata.items():
             if name != ROOT:
                 (folder / name).write_bytes(raw)
@@ -116,10 +118,12 @@ class Registry:
         """
         with _explained():
             self._updater.refresh()
-        _check_keys(self.root().signed.roles, self.root().signed.keys, "root")
         delegations = self.targets().signed.delegations
+        self._sound = False
+        _check_keys(self.root().signed.roles, self.root().signed.keys, "root")
         if delegations is not None:
             _check_keys(delegations.roles or {}, delegations.keys, "targets")
+        self._sound = True
 
     def find(self, model: str, version: str, digest: str) -> TargetFile:
         """The release of that digest.
@@ -131,8 +135,7 @@ class Registry:
         with _explained():
             # loads the role; which of its targets is meant, the digest tells
             self._updater.get_targetinfo(f"{model}/{version}/")
-            self._updater.get_targetinfo(f"{model}/{version}/-")
-        if not (self._folder / f"{role}.json").exists():
+        if role not in self._updater._trusted_set:
             raise UpdateError(
                 Reason.TARGET_UNKNOWN, f"the registry knows no model {model!r}"
             )
@@ -174,12 +177,14 @@ class Registry:
         names = ("root", *TOP, f"{ROLE_PREFIX}{model}")
         return min(float(self._value(name)["signed_expires"]) for name in names)
 
-    def seen(self, floors: Floors) -> Seen:
-        """What was verified, to be kept.
+    def seen(self, floors: Floors) -> Seen | None:
+        """What was verified, to be kept; None: its keys are not what they seem.
 
         Raises:
             UpdateError: it is below the floors.
         """
+        if not self._sound:
+            return None
         root = self.root()
         online = _online(root.signed)
         if root.signed.version < floors.root:
@@ -189,6 +194,8 @@ class Registry:
         for path in sorted(self._folder.glob("*.json")):
             role = path.stem
             if role == "root" or not self._is_current(role, root.signed):
+                if role not in ("root", *TOP):  # not asked for this time
+                    metadata[path.name] = self._known[path.name]
                 continue
             version = int(self._value(role)["version"])
             if version < floors.version(role, online):
@@ -198,24 +205,23 @@ class Registry:
         return Seen(root.signed.version, online, versions, metadata, self._clock())
 
     def _clock(self) -> float:
-        """It is at least that late; only good metadata says so."""
+        """It is at least that late; metadata that is all good says so."""
         trusted = self._updater._trusted_set
         if "targets" not in trusted:
             return 0.0
         reference: float = trusted.reference_time.timestamp()
-        issued = float(self._value("timestamp")["issued"])
-        # whoever has stolen the timestamp's key shall not move our clock beyond what
-        # people have signed at a table
-        return max(reference, min(issued, float(self._value("root")["signed_expires"])))
+        # a stolen online key shall not move our clock: only what people at a table sign
+        issued = (float(self._value(role)["issued"]) for role in ("root", "targets"))
+        return max(reference, *issued)
 
     def _is_current(self, role: str, root: Root) -> bool:
         """Whether a file is verified by these keys, not a leftover of former ones."""
         if role not in TOP:
             return role in self._updater._trusted_set
-        metadata = Metadata[Any].from_file(str(self._folder / f"{role}.json"))
         try:
+            metadata = Metadata[Any].from_file(str(self._folder / f"{role}.json"))
             root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except tuf.RepositoryError:
+        except (tuf.RepositoryError, DeserializationError):
             return False
         return True
 

@@ -159,6 +159,7 @@ class Change:
             if not fresh:
                 state.root.signed.version += 1
             state.root.signed.expires = self._until("root")
+            self._date(state.root)
             self._sign(state.root, "root")
             root = [
                 (versioned(state.root.signed.version, "root"), to_bytes(state.root))
@@ -169,6 +170,8 @@ class Change:
             metadata = state.targets if name == "targets" else state.roles[name]
             metadata.signed.version = self._next(storage, name, metadata)
             metadata.signed.expires = self._until("targets")
+            if name == "targets":
+                self._date(metadata)
             self._sign(metadata, name)
             path = versioned(metadata.signed.version, name)
             files.append((path, to_bytes(metadata)))
@@ -190,7 +193,6 @@ class Change:
         if not fresh:
             timestamp.signed.version += 1
         timestamp.signed.expires = self._until("timestamp")
-        timestamp.signed.unrecognized_fields[ISSUED] = int(self._now.timestamp())
         self._sign(timestamp, "timestamp")
         stamp = [(TIMESTAMP, to_bytes(timestamp))]
         return [*files, *stamp, *root] if self._bridged() else [*files, *root, *stamp]
@@ -280,6 +282,10 @@ class Change:
         if self.state.seen is None:
             return 1
         return int(max([metadata.signed.version, *versions(storage, role)]) + 1)
+
+    def _date(self, metadata: Metadata[Any]) -> None:
+        """Devices without a clock learn from it how late it is at least."""
+        metadata.signed.unrecognized_fields[ISSUED] = int(self._now.timestamp())
 
     def _until(self, role: str) -> datetime:
         span = getattr(self._expiry, role)

@@ -38,7 +38,7 @@ ROLE_PREFIX = "model-"
 DIRECTOR = "director"
 """Field of the top-level targets metadata: key id → public key of the fleet."""
 ISSUED = "issued"
-"""Field of the timestamp: when it was signed, seconds since 1970."""
+"""Field of root and targets: when people signed it, seconds since 1970."""
 Role = TypeVar("Role", Root, Timestamp, Snapshot, Targets)
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -23,6 +24,7 @@ from .api.app import Application
 from .api.body import Budget
 from .config import AgentConfig, notify_socket
 from .contract.machine import memory_bytes
+from .enrolled import Enrolled, join
 from .errors import RefusedError
 from .log import configure, event
 from .net.listen import listen, raise_file_limit
@@ -65,6 +67,7 @@ class Agent:
         self._code = OK
         self._started = time.monotonic()
         self._started_wall = time.time()
+        self._enrolled: Enrolled | None = None
 
     async def serve(self) -> int:
         """Listen, load, serve, drain; the exit code."""
@@ -82,11 +85,13 @@ class Agent:
         self._server = Server(application, listeners, config.limits)
         await self._server.start()
         async with asyncio.TaskGroup() as tasks:
-            owned = (
+            owned = [
                 tasks.create_task(self._watch()),
                 tasks.create_task(self._server.watch()),
-            )
+            ]
             if await self._load():
+                if self._enrolled is not None:
+                    owned.append(tasks.create_task(self._enrolled.run()))
                 self._announce()
                 await self._stop.wait()
             application.stopping = True
@@ -95,24 +100,47 @@ class Agent:
             for task in owned:
                 task.cancel()
         await self._server.stop(config.drain_s)
+        if self._enrolled is not None:
+            await self._enrolled.stop()
         await self._repository.close()
         return self._code
 
     async def _load(self) -> bool:
-        """Install every bundle; whether there is anything to serve."""
+        """Install what the fleet gave and every bundle; whether anything is served."""
+        self._enrolled = await join(self._config, self._repository, self._give_up)
+        if self._enrolled is not None:
+            await self._enrolled.boot()
         refused = 0
         for path in self._config.bundles:
             try:
-                await self._repository.install(path)
+                if not await self._covered(path):
+                    await self._repository.install(path)
             except RefusedError:
                 refused += 1  # the repository has said why, and keeps it in its index
             if self._stop.is_set():
                 return False
-        if refused and refused == len(self._config.bundles):
+        if refused and not self._repository.served():
             self._code = REFUSED
             return False
         _freeze()
         return True
+
+    async def _covered(self, path: Path) -> bool:
+        """Whether the fleet has given another release of a bundle's model."""
+        enrolled = self._enrolled
+        if enrolled is None or enrolled.updater.running is None:
+            return False
+        name = await self._repository.name_of(path)
+        if not enrolled.covers(name):
+            return False
+        self._repository.pass_over(path, name)
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        """This process cannot go on; the supervisor starts a fresh one."""
+        event(_LOG, logging.CRITICAL, "giving up", reason=reason)
+        self._code = STUCK
+        self._stop.set()
 
     def _announce(self) -> None:
         served = self._repository.served()
@@ -133,9 +161,7 @@ class Agent:
                 settled_bytes = memory_bytes("VmRSS")
             hopeless = self._repository.watch(self._config.hang_s)
             if hopeless is not None and not self._stop.is_set():
-                event(_LOG, logging.CRITICAL, "giving up", reason=hopeless)
-                self._code = STUCK
-                self._stop.set()
+                self._give_up(hopeless)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -149,7 +175,7 @@ class Agent:
 
     def _people(self) -> Any:
         """The FastAPI part; called in a thread when it is first needed."""
-        from .api.about import About
+        from .api.about import About, alone
         from .api.people import build
 
         about = About(
@@ -158,6 +184,7 @@ class Agent:
             started_wall=self._started_wall,
             connections=self._server.table.counts,
             lanes=self._lanes,
+            device=self._enrolled.status if self._enrolled is not None else alone,
         )
         made = build(self._repository, self._config, about, self._budget)
         _freeze()

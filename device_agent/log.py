@@ -57,6 +57,18 @@ def configure(config: Wanted) -> None:
     access.handlers, access.propagate = [], False  # so uvicorn does not even format
 
 
+def configure_level(name: str) -> None:
+    """Log from that level on, until the process ends.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    levels = ("debug", "info", "warning", "error")
+    if name not in levels:
+        raise ValueError(f"expected one of {', '.join(levels)}, found {name!r:.40}")
+    logging.getLogger().setLevel(logging.getLevelNamesMapping()[name.upper()])
+
+
 def event(
     logger: logging.Logger,
     level: int,

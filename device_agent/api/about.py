@@ -1,8 +1,9 @@
 """What the API tells of the agent itself."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..serving.lane import Lane
 
@@ -32,3 +33,10 @@ class About:
     """Seconds since 1970."""
     connections: Connections
     lanes: tuple[Lane, ...]
+    device: Callable[[], dict[str, Any]]
+    """The device in its fleet: slots, attempt, floors, spool, link; may block."""
+
+
+def alone() -> dict[str, Any]:
+    """What a device says that no fleet has ever given anything."""
+    return {"enrolled": False}

@@ -63,6 +63,7 @@ def build(
         app, routes.Ask(repository, bodies, config.limits.decoding_bytes)
     )
     routes.add_agent(app, Exposition(repository, about, budget))
+    routes.add_device(app, about.device)
     _add_errors(app)
     app.add_middleware(Heads)
 

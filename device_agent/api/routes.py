@@ -1,5 +1,6 @@
 """The routes of the FastAPI part: models, repository, predict, metrics, pages."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -211,6 +212,18 @@ def add_agent(app: FastAPI, exposition: Exposition) -> None:
     )  # fmt: skip
     for path, name in (("/", "page"), ("/docs", "docs")):
         app.add_api_route(path, _shown(name), include_in_schema=False)
+
+
+def add_device(app: FastAPI, status: Callable[[], dict[str, Any]]) -> None:
+    """The device in its fleet."""
+
+    def device() -> wire.Device:
+        """Slots, the last attempt at an update, floors, spool and link."""
+        return wire.Device(**status())
+
+    app.add_api_route(
+        "/v1/device", device, tags=["agent"], summary="The device in its fleet"
+    )
 
 
 def _shown(name: str) -> Any:

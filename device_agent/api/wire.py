@@ -331,3 +331,39 @@ class Ready(_Document):
 
     ready: Literal[True]
     name: str | None = None
+
+
+class SlotContent(_Document):
+    """A bundle in a slot."""
+
+    model: str
+    version: str
+    digest: str
+    counter: int
+
+
+class Device(_Document):
+    """What a device has got of its fleet, and how it stands with it.
+
+    A device that is not enrolled says no more than that.
+    """
+
+    enrolled: bool
+    device: str | None = None
+    tenant: str | None = None
+    slots: dict[str, SlotContent | None] = {}
+    committed: str | None = None
+    """The slot that was proven."""
+    active: str | None = None
+    """The slot that is served; another one than ``committed`` while on trial."""
+    phase: str | None = None
+    running: dict[str, Any] | None = None
+    """As the fleet hears it."""
+    attempt: dict[str, Any] | None = None
+    """The last update, under way or ended."""
+    note: dict[str, Any] | None = None
+    """Why the last word of the fleet was not followed."""
+    floors: dict[str, Any] | None = None
+    """Versions and counters that it goes below never again."""
+    spool: dict[str, Any] | None = None
+    link: dict[str, Any] | None = None

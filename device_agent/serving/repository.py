@@ -109,6 +109,15 @@ class Repository:
         """Do not be ready before this bundle was taken, too."""
         self._expected.add(path.absolute())
 
+    async def name_of(self, path: Path) -> str:
+        """Which model a bundle's file holds.
+
+        Raises:
+            RefusedError: it is no bundle.
+        """
+        bundle = await self._loader.run(partial(loading.read, path.absolute()))
+        return bundle.manifest.name
+
     def pass_over(self, path: Path, name: str) -> None:
         """A bundle is not needed: its model is served already from another file."""
         self._taken[path.absolute()] = name

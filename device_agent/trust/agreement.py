@@ -1,12 +1,26 @@
 """Whether a bundle that was fetched is the one that both have signed for."""
 
+from typing import Any, Protocol
+
 from ..contract.bundle import Bundle
 from ..contract.codes import Reason
+from ..contract.messages import Desired
 from ..errors import UpdateError
-from .client import Authorized
 
 
-def check_bundle(bundle: Bundle, authorized: Authorized) -> None:
+class Agreed(Protocol):
+    """What both have said."""
+
+    @property
+    def desired(self) -> Desired:
+        """The director's word."""
+
+    @property
+    def custom(self) -> dict[str, Any]:
+        """What the registry says of it."""
+
+
+def check_bundle(bundle: Bundle, authorized: Agreed) -> None:
     """Compare a verified bundle's manifest with what director and registry say.
 
     Raises:

@@ -175,8 +175,18 @@ class TrustClient:
             StorageError: the disk failed.
         """
         wanted = authorized.desired
-        key = f"{wanted.release.model}/{authorized.custom['target']}"
-        self._store.save(self.floors.committed(key, wanted.counter, wanted.digest))
+        target = str(authorized.custom["target"])
+        self.raised(wanted.release.model, target, wanted.counter, wanted.digest)
+
+    def raised(self, model: str, target: str, counter: int, digest: str) -> None:
+        """The same, said of a release that was committed before; again is harmless.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        floors = self.floors.committed(f"{model}/{target}", counter, digest)
+        if floors != self.floors:
+            self._store.save(floors)
 
     def _question(self, envelope: bytes, now: float) -> Question:
         config = self._config

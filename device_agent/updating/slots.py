@@ -25,6 +25,7 @@ from ..contract.codes import Reason
 from ..contract.errors import BundleError
 from ..durable import Disk, make_folder, move, remove, replace, sweep
 from ..errors import UpdateError
+from ..trust.agreement import check_bundle
 from .facts import SLOTS, Goal, Held, Slot, State
 
 BUNDLE: Final = "bundle.edgeml"
@@ -126,34 +127,9 @@ def verified(goal: Goal, path: Path) -> Bundle:
     Raises:
         UpdateError: it is another, or none.
     """
-    wanted = goal.desired
     try:
         bundle = read_bundle(path)
     except BundleError as error:
         raise UpdateError(Reason.BUNDLE_INVALID, str(error)) from error
-    if bundle.sha256 != wanted.digest:
-        raise UpdateError(
-            Reason.DOWNLOAD_DIGEST,
-            f"expected SHA-256 {wanted.digest}, found {bundle.sha256}",
-        )
-    manifest = bundle.manifest
-    custom = goal.custom
-    expected = {
-        "name": wanted.release.model, "version": wanted.release.version,
-        "release_counter": wanted.counter, "target": custom.get("target"),
-    }  # fmt: skip
-    for field, value in expected.items():
-        found = getattr(manifest, field)
-        if value is not None and found != value:
-            raise UpdateError(
-                Reason.TARGET_MISMATCH,
-                f"the registry says {field} {value}, the bundle says {found}",
-            )
-    said = custom.get("compatible")
-    if said is not None and sorted(said) != sorted(manifest.compatible):
-        raise UpdateError(
-            Reason.TARGET_MISMATCH,
-            f"the registry says compatible {sorted(said)}, the bundle says "
-            f"{sorted(manifest.compatible)}",
-        )
+    check_bundle(bundle, goal)
     return bundle

@@ -24,6 +24,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from device_agent.api.about import alone
 from device_agent.api.app import Application
 from device_agent.api.body import Budget
 from device_agent.api.people import About, build
@@ -85,7 +86,7 @@ async def _open(config: AgentConfig, runner: asyncio.Runner) -> Site:
     repository = Repository(config, lanes)
     for path in config.bundles:
         await repository.install(path)
-    about = About("1.2.3", time.monotonic(), time.time(), Connections(), lanes)
+    about = About("1.2.3", time.monotonic(), time.time(), Connections(), lanes, alone)
     budget = Budget(config.limits.buffered_bytes)
     app = await asyncio.to_thread(build, repository, config, about, budget)
     return Site(app, repository, budget, about, runner)

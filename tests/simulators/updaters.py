@@ -87,7 +87,10 @@ class Library:
         path = self.files.get(desired.digest)
         if path is None:
             raise UpdateError(Reason.TARGET_UNKNOWN, "no such target", {}, desired)
-        custom = {"target": "cpu-x86_64", "compatible": ["x86_64-linux"]}
+        custom: dict[str, Any] = {
+            "target": "cpu-x86_64",
+            "compatible": ["x86_64-linux"],
+        }
         return Goal(envelope, desired, path.name, path.stat().st_size, (), custom)
 
     def confirm(self, goal: Goal) -> None:
@@ -187,7 +190,7 @@ class Device:
         """The director wants that, in its ``serial``-th word."""
         self.updater.heard(word(self.library.files[digest], digest, serial, **changes))
 
-    async def ended(self, serial: int, within_s: float = 30.0) -> Attempt:
+    async def ended(self, serial: int, within_s: float = 90.0) -> Attempt:
         """Wait until the attempt at that word has ended."""
         async with asyncio.timeout(within_s):
             while True:
@@ -197,7 +200,7 @@ class Device:
                 self._check()
                 await asyncio.sleep(0.01)
 
-    async def until(self, what: Callable[[], bool], within_s: float = 30.0) -> None:
+    async def until(self, what: Callable[[], bool], within_s: float = 90.0) -> None:
         """Wait for something."""
         async with asyncio.timeout(within_s):
             while not what():

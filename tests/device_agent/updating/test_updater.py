@@ -121,8 +121,8 @@ def test_another_bundle_than_was_promised(tmp_path: Path) -> None:
         digest = device.publish(release(1))
         device.want(digest, 1, counter=7)
         attempt = await device.ended(1)
-        assert attempt.reason is Reason.TARGET_MISMATCH
-        assert "release_counter 7" in attempt.text
+        assert attempt.reason is Reason.BUNDLE_INVALID
+        assert "its release_counter is 1, 7 was signed for" in attempt.text
 
     tell(tmp_path, story)
 

@@ -44,7 +44,8 @@ OPERATIONS = (
     "PUT /v1/models/{name}/predict",
     "POST /v1/models/{name}/versions/{version}/predict",
     "PUT /v1/models/{name}/versions/{version}/predict",
-    "GET /metrics", "GET /v1/device",
+    "GET /metrics",
+    "GET /v1/device",
 )
 ABOUT_A_MODEL = tuple(one for one in OPERATIONS if "{" in one)
 CHECKS = [

@@ -5,21 +5,18 @@ campaign that finds nothing in those would find nothing at all. ``scripts/test f
 runs the full ones.
 """
 
+import logging
 import os
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import cutstates
+import mutants
 import powercuts
 import pytest
 from faultflows import Campaign, names
-
-from device_agent import database, durable
-from device_agent.durable import Disk, opened
 
 STATES = 100_000
 """Of a full run, over all flows."""
@@ -27,40 +24,9 @@ SEEDS = 20
 FLOWS = names()
 
 
-def written_in_place() -> AbstractContextManager[object]:
-    """Replacing a file is writing over it."""
-
-    def replace(disk: Disk, path: Path, data: bytes, mode: int = 0o600) -> None:
-        with opened(disk, disk.create(path, mode)) as file:
-            disk.write(file, data, 0)
-            disk.sync(file)
-        disk.sync_folder(path.parent)
-
-    return patch.object(durable, "replace", replace)
-
-
-def renamed_before_written() -> AbstractContextManager[object]:
-    """The name is there before what it names is."""
-
-    def replace(disk: Disk, path: Path, data: bytes, mode: int = 0o600) -> None:
-        new = durable.unfinished(path)
-        with opened(disk, disk.create(new, mode)) as file:
-            disk.rename(new, path)
-            disk.write(file, data, 0)
-            disk.sync(file)
-        disk.sync_folder(path.parent)
-
-    return patch.object(durable, "replace", replace)
-
-
-def normal() -> AbstractContextManager[object]:
-    """WAL as it is often recommended."""
-    return patch.object(database, "SYNCHRONOUS", "NORMAL")
-
-
 CUT_MUTANTS = {
-    "state written in place": ("replace", written_in_place),
-    "named before it is whole": ("replace", renamed_before_written),
+    "state written in place": ("replace", mutants.written_in_place),
+    "named before it is whole": ("replace", mutants.renamed_before_written),
 }
 STATE_MUTANTS: dict[str, tuple[str, frozenset[str], Any]] = {
     "no fsync on the file": ("replace", frozenset({"sync"}), nullcontext),
@@ -69,8 +35,8 @@ STATE_MUTANTS: dict[str, tuple[str, frozenset[str], Any]] = {
     "no fsync on the slots' folder": (
         "download", frozenset({"sync_folder"}), nullcontext,
     ),
-    "state written in place": ("replace", frozenset(), written_in_place),
-    "WAL and NORMAL": ("spool", frozenset(), normal),
+    "state written in place": ("replace", frozenset(), mutants.written_in_place),
+    "WAL and NORMAL": ("spool", frozenset(), mutants.normal),
 }  # fmt: skip
 
 
@@ -138,4 +104,6 @@ def _cut_pairs(name: str, seed: int) -> Campaign:
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), logging.disable, (logging.CRITICAL,)
+    )

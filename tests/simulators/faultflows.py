@@ -35,6 +35,8 @@ FAILURES = (
     TypeError,
 )  # fmt: skip
 """What a flow that finds itself in a state that it cannot handle ends in."""
+MARK = "/there/is/no/such/file"
+"""Where a traced process begins with what it is for."""
 Say = Callable[[str], None]
 
 

@@ -1,1 +1,1 @@
-"""The device's MQTT session with its fleet: what it hears, what it says."""
+"""The device's MQTT session with its fleet: what it hears, says and sends."""

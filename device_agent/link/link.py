@@ -44,10 +44,8 @@ from .ports import Device
 from .pump import Pump, PumpSettings
 from .session import Incoming, Session, SessionSettings
 
-STABLE_S: Final = 60.0
-"""A session that lasted so long has worked."""
-TAKEN_OVER_FIRST_S: Final = 60.0
-"""The most to wait first where somebody else has this device's name."""
+TAKEN_OVER_S: Final = 600.0
+"""The most to wait where somebody else has this name, at the first time, too."""
 EVIDENCE_BYTES_MAX: Final = 16 << 10
 _LOG = logging.getLogger("edgeml.link")
 
@@ -59,7 +57,7 @@ class LinkSettings:
     reconnect_s: float = 2.0
     """The most to wait before the first attempt after a session."""
     reconnect_max_s: float = 600.0
-    """The most to wait before any attempt."""
+    """The most to wait before any attempt; a session that lasted so long has worked."""
     birth_spread_s: float = 10.0
     """Over how long births are spread after a session was lost."""
     session: SessionSettings = field(default_factory=SessionSettings)
@@ -134,6 +132,9 @@ class Link:
         )
         self._births = asyncio.Event()
 
+    waits_s = 0.0
+    """How long it waits, or waited last, before an attempt."""
+
     @property
     def pump(self) -> Pump:
         """What sends the records."""
@@ -158,26 +159,24 @@ class Link:
 
     async def run(self) -> None:
         """Be connected, as far as that is possible, until cancelled."""
-        attempt, lost = 0, False
+        failed, again = 0, False
         while True:
-            began_s = time.monotonic()
-            taken_over = False
+            began_s, sessions = time.monotonic(), self.status.sessions
+            first_s, most_s = self._settings.reconnect_s, self._settings.reconnect_max_s
             try:
-                await self._one(lost)
+                await self._one(again)
             except (LinkError, IdentityError) as error:
-                taken_over = isinstance(error, LinkError) and error.taken_over
+                if isinstance(error, LinkError) and error.taken_over:
+                    first_s = most_s = max(TAKEN_OVER_S, most_s)
                 self._ended(error)
-            lasted = time.monotonic() - began_s > STABLE_S
-            lost = lost or lasted
-            attempt = 0 if lasted and not taken_over else attempt + 1
-            self.status.attempts = attempt
-            first_s = TAKEN_OVER_FIRST_S if taken_over else self._settings.reconnect_s
-            await asyncio.sleep(
-                full_jitter(
-                    max(attempt - 1, 0), first_s, self._settings.reconnect_max_s,
-                    self._outside.random,
-                )
-            )  # fmt: skip
+            if self.status.sessions > sessions:
+                again = True
+                lasted_s = time.monotonic() - began_s
+                failed = 0 if lasted_s > self._settings.reconnect_max_s else failed
+            self.waits_s = full_jitter(failed, first_s, most_s, self._outside.random)
+            failed += 1
+            self.status.attempts = failed
+            await asyncio.sleep(self.waits_s)
 
     async def _one(self, again: bool) -> None:
         """One session, from connect to its end.

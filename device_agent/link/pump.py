@@ -23,7 +23,7 @@ from ..log import event
 from ..spool.rules import Answer, Mark
 from ..spool.spool import Spool
 from .backoff import Random
-from .flow import Flow, Missing
+from .flow import Flow, Following, Missing
 from .session import Session
 
 EXPIRY_S = 3600
@@ -64,8 +64,8 @@ class Pump:
             settings.flights_max, settings.ack_s, settings.ack_max_s, random
         )
         self._changed = asyncio.Event()
-        self._empty = False
-        """Whether the spool had nothing more when it was asked last."""
+        self._nothing: Following | None = None
+        """What the spool was asked for last and had nothing of."""
 
     @property
     def flow(self) -> Flow:
@@ -74,7 +74,7 @@ class Pump:
 
     def added(self) -> None:
         """There are new records."""
-        self._empty = False
+        self._nothing = None
         self._changed.set()
 
     async def acknowledge(self, ack: Ack) -> None:
@@ -94,7 +94,7 @@ class Pump:
     async def run(self, session: Session) -> None:
         """Send what is due, until cancelled."""
         self._flow.begin()
-        self._empty = False
+        self._nothing = None
         while True:
             self._changed.clear()
             pause_s = await self._send(session)
@@ -107,35 +107,34 @@ class Pump:
     async def _send(self, session: Session) -> float | None:
         """Send all that is due; how long there is nothing to do, None: for ever."""
         while (due := self._flow.due(time.monotonic())) is not None:
-            if self._empty and not isinstance(due, Missing):
+            if due == self._nothing:
                 break
             try:
-                batch = await self._batch(
-                    due if isinstance(due, Missing) else due.after
-                )
+                batch = await self._batch(due)
             except StorageError as error:
                 event(_LOG, logging.ERROR, "spool cannot be read", error=str(error))
                 return STORAGE_PAUSE_S
             if batch is None:
-                self._empty = self._empty or not isinstance(due, Missing)
+                if isinstance(due, Following):
+                    self._nothing = due
                 continue
             fitting = self._fitted(session, batch)
             if fitting is None:
                 return TOO_LARGE_PAUSE_S
             last = fitting.records[-1].seq
-            if not isinstance(due, Missing):
+            if isinstance(due, Following):
                 self._flow.sent(Mark(fitting.epoch, last), time.monotonic())
             elif last < due.last:
                 self._flow.again(replace(due, first=last + 1))
         return self._flow.wait_s(time.monotonic())
 
-    async def _batch(self, which: Missing | Mark | None) -> Batch | None:
+    async def _batch(self, due: Following | Missing) -> Batch | None:
         size = self._settings.batch_bytes
-        if isinstance(which, Missing):
-            return await asyncio.to_thread(
-                self._spool.between, which.epoch, which.first, which.last, size
-            )
-        return await asyncio.to_thread(self._spool.pending, which, size)
+        if isinstance(due, Following):
+            return await asyncio.to_thread(self._spool.pending, due.after, size)
+        return await asyncio.to_thread(
+            self._spool.between, due.epoch, due.first, due.last, size
+        )
 
     def _fitted(self, session: Session, batch: Batch) -> Batch | None:
         """Publish the batch, or its beginning that the broker takes; what went out."""

@@ -215,6 +215,11 @@ class Session:
         except (OSError, ValueError) as error:
             self._reason = self._reason or _told(error)
         finally:
+            self._wake.close()
+            self._woken.close()
+            # paho's own descriptors go with it: nothing may hold it in a ring
+            self._client.on_connect = self._client.on_message = None
+            self._client.on_disconnect = None
             with suppress(RuntimeError):  # the loop is gone: so is who would hear it
                 self._loop.call_soon_threadsafe(self._end)
 

@@ -83,8 +83,11 @@ def identity(
 class Linked:
     """A link at work."""
 
-    def __init__(self, link: Link, told: Told, spool: Spool) -> None:
+    def __init__(
+        self, link: Link, told: Told, spool: Spool, task: "asyncio.Task[None]"
+    ) -> None:
         self.link, self.told, self.spool = link, told, spool
+        self._task = task
 
     def add(self, *numbers: int, kind: str = "event") -> None:
         """Keep records, durable at return."""
@@ -96,6 +99,7 @@ class Linked:
         """Wait until something is so."""
         async with asyncio.timeout(wait_s):
             while not true():  # what changes it is another process
+                assert not self._task.done(), "the link has died"
                 await asyncio.sleep(0.005)
 
 
@@ -125,7 +129,7 @@ async def linked(
     made.append(link)
     task = asyncio.create_task(link.run())
     try:
-        yield Linked(link, told, spool)
+        yield Linked(link, told, spool, task)
     finally:
         failed = task.done()
         task.cancel()

@@ -64,8 +64,28 @@ row("endless data", "a little that unpacks to a lot", Reason.METADATA_TOO_LARGE,
 for _role in ("next root", "timestamp", "model-linear"):
     row("slow retrieval", f"{_role} trickles", Reason.METADATA_UNREACHABLE,
         told(_role, trickle))  # fmt: skip
-row("slow retrieval", "the server says nothing", Reason.METADATA_UNREACHABLE,
-    told("timestamp", silent))  # fmt: skip
+
+
+@attack("slow retrieval", Reason.METADATA_UNREACHABLE)
+def the_server_says_nothing(world: World) -> None:
+    _told_briefly(world, wait_s=0.3)
+    told("timestamp", silent)(world)
+
+
+@attack("slow retrieval", Reason.METADATA_UNREACHABLE)
+def fast_enough_but_for_ever(world: World) -> None:
+    _told_briefly(world, total_s=0.6, bytes_per_s=0.0)
+    told("timestamp", trickle)(world)
+
+
+def _told_briefly(world: World, **limits: float) -> None:
+    """Not to wait long for what is slow on purpose."""
+    kept = world.device.limits
+    world.device.limits = replace(kept, **limits)
+    world.device.reopen()
+    world.device.limits = kept
+
+
 row("slow retrieval", "the connection is cut", Reason.METADATA_UNREACHABLE,
     told("snapshot", cut))  # fmt: skip
 
@@ -75,8 +95,7 @@ def a_header_that_never_ends(world: World) -> None:
     """No read ever times out; the alarm of the verifying process ends it."""
     told("timestamp", trickled_header)(world)
     world.device.ask = asked
-    world.device.limits = replace(world.device.limits, total_s=1.0)
-    world.device.reopen()
+    _told_briefly(world, total_s=1.0)
 
 
 for _name, _to in (

@@ -66,7 +66,7 @@ def _notices(one: Attack, ground: Ground, folder: Path) -> bool:
     return False
 
 
-@pytest.mark.long
+@pytest.mark.faults
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_is_killed(
     name: str, ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

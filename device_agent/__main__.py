@@ -16,7 +16,7 @@ from typing import Any
 if not __package__:  # run as a folder: what Python put in the path is the folder itself
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-USAGE = 2
+USAGE, LACKS = 2, 5
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from device_agent.config import Overrides, load_config
-    from device_agent.errors import ConfigError
+    from device_agent.errors import (
+        ConfigError,
+        IdentityError,
+        LockedError,
+        StorageError,
+    )
 
     overrides = Overrides(
         state=arguments.state,
@@ -147,6 +152,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return USAGE
+    except (LockedError, StorageError, IdentityError) as error:
+        sys.stderr.write(f"{error}\n")
+        return LACKS
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from .api.app import Application
 from .api.body import Budget
 from .config import AgentConfig, notify_socket
 from .contract.machine import memory_bytes
+from .durable import StateLock
 from .enrolled import Enrolled, join
 from .errors import RefusedError
 from .log import configure, event
@@ -49,11 +50,16 @@ def run(config: AgentConfig) -> int:
 
     Raises:
         ConfigError: an address cannot be listened on as the configuration says.
+        LockedError: another agent uses the same state directory.
+        StorageError: the state directory cannot be written.
     """
     keep_small()
     configure(config.log)
     config.state.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with (
+        StateLock(config.state),
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
         return runner.run(Agent(config).serve())
 
 

@@ -9,15 +9,16 @@ import argparse
 import json
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from . import standing
 from .config import SOCKET_NAME, default_state
-from .errors import ConfigError
+from .errors import ConfigError, StorageError
 from .log import printable
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Status:
     name: str
     version: str
     models: tuple[Model, ...]
+    device: dict[str, Any]
+    """Slots, the last update, floors, spool and link (``GET /v1/device``)."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,34 @@ def run(namespace: argparse.Namespace) -> int:
         token = _token(namespace.token_file)
         status = _status(_reachable(_addresses(namespace)), token)
     except _NoStatusError as error:
+        kept = _kept(namespace.state) if error.code == NO_AGENT else None
         if namespace.json:
-            sys.stdout.write(json.dumps({"ready": False, "error": str(error)}) + "\n")
+            said = {"ready": False, "error": str(error), "device": kept}
+            sys.stdout.write(json.dumps(said) + "\n")
+        else:
+            sys.stdout.write("".join(_printed(standing.lines(kept))))
         sys.stderr.write(f"{error}\n")
         return error.code
     if namespace.json:
         sys.stdout.write(json.dumps(asdict(status), indent=2) + "\n")
     elif not (status.ready and namespace.quiet):
-        sys.stdout.write("".join(f"{printable(line)}\n" for line in _lines(status)))
+        sys.stdout.write("".join(_printed(_lines(status))))
     return READY if status.ready else NOT_READY
+
+
+def _printed(found: Iterable[str]) -> Iterator[str]:
+    return (f"{printable(line)}\n" for line in found)
+
+
+def _kept(state: Path | None) -> dict[str, Any] | None:
+    """What a state directory tells that was named, though no agent is there."""
+    if state is None:
+        return None
+    try:
+        return standing.offline(state)
+    except StorageError as error:
+        sys.stderr.write(f"{error}\n")
+        return None
 
 
 def _token(path: Path | None) -> str | None:
@@ -212,12 +234,16 @@ def _status(address: Address, token: str | None) -> Status:
     ready, _ = _ask(address, token, "GET", "/v2/health/ready")
     _, index = _ask(address, token, "POST", "/v2/repository/index")
     _, counts = _ask(address, token, "GET", "/v2/models/stats")
+    known, device = _ask(address, token, "GET", "/v1/device")
+    if known != 200:  # an agent of before there were fleets
+        device = {"enrolled": False}
     return Status(
         address=address.text,
         ready=ready == 200,
         name=_text(server, "name"),
         version=_text(server, "version"),
         models=tuple(_models(_list(index), _list(_dict(counts).get("model_stats")))),
+        device=_dict(device),
     )
 
 
@@ -274,6 +300,11 @@ def _models(index: list[Any], counts: list[Any]) -> Iterator[Model]:
 def _lines(status: Status) -> Iterator[str]:
     state = "ready" if status.ready else "not ready"
     yield f"{status.name} {status.version} at {status.address}: {state}"
+    yield from _of_models(status)
+    yield from standing.lines(status.device)
+
+
+def _of_models(status: Status) -> Iterator[str]:
     if not status.models:
         yield "no model is loaded"
         return

@@ -21,6 +21,10 @@ from agents import Agent, agent
 from bundles import bundle
 
 from device_agent import status
+from device_agent.contract.messages import Release
+from device_agent.durable import REAL
+from device_agent.updating.facts import Held, State
+from device_agent.updating.state import StateStore
 
 Answers = Mapping[str, tuple[int, Any]]
 
@@ -188,7 +192,59 @@ def test_json_has_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
                 "mean_ms": 2.0,
             }
         ],
+        "device": {"enrolled": False},
     }
+
+
+def test_how_it_stands_with_its_fleet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    slot = {"model": "digits", "version": "1.0.0", "digest": "ab" * 32, "counter": 1}
+    told = {
+        "enrolled": True, "device": "cam-7", "tenant": "acme",
+        "slots": {"a": slot, "b": None}, "committed": "a", "active": "a",
+        "attempt": {"rollout": "r-1", "attempt": 2, "phase": "idle",
+                    "outcome": "failed", "reason": "hung", "text": "no answer"},
+        "note": None, "floors": {"counters": {"digits/rpi4": {"counter": 4}}},
+        "spool": {"records": 3, "bytes": 400},
+        "link": {"connected": False, "error": "no route"},
+    }  # fmt: skip
+    with on_socket(tmp_path / "a.sock", READY | {"GET /v1/device": (200, told)}) as at:
+        assert ask("--socket", at) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "digits 1.0.0: refused: deadline 2, queue 10",
+        "device cam-7 of acme",
+        "slot a: digits 1.0.0 (abababababab) committed active",
+        "slot b: empty",
+        "update: r-1 attempt 2: failed (hung: no answer)",
+        "floors: digits/rpi4 4",
+        "spool: 3 records, 400 bytes",
+        "link: not connected: no route",
+    ]
+
+
+def test_a_state_directory_without_an_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    held = Held(Release(model="digits", version="1.0.0"), "ab" * 32, 1)
+    store = StateStore(tmp_path, REAL)
+    store.save(State(a=held, committed="a", active="a"), (), 0.0)
+    store.close()
+    assert ask("--state", tmp_path) == 5
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "slot a: digits 1.0.0 (abababababab) committed active", "slot b: empty",
+    ]  # fmt: skip
+    assert "no agent is there" in said.err
+    assert ask("--state", tmp_path, "--json") == 5
+    told = json.loads(capsys.readouterr().out)
+    assert told["device"]["slots"]["a"]["version"] == "1.0.0"
+
+
+def test_a_damaged_state_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "state.db").write_bytes(b"\xff" * 5000)
+    assert ask("--state", tmp_path) == 5
+    assert "state.db" in capsys.readouterr().err
 
 
 def test_quiet_says_nothing_when_ready(

@@ -169,6 +169,18 @@ def _status(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _enroll_arguments(parser: argparse.ArgumentParser) -> None:
+    from device_agent.enroll import arguments
+
+    arguments(parser)
+
+
+def _enroll(arguments: argparse.Namespace) -> int:
+    from device_agent.enroll import run
+
+    return run(arguments)
+
+
 def _lines(report: Any) -> str:
     if report.latency_limit_ms is None:
         gated = "no limit is stated"
@@ -213,6 +225,11 @@ VERBS = {
         _check,
     ),
     "run": Verb("serve bundles through the local API", _run_arguments, _run),
+    "enroll": Verb(
+        "become one of a fleet's devices, by a one-time token",
+        _enroll_arguments,
+        _enroll,
+    ),
     "status": Verb("ask the running agent how it is", _status_arguments, _status),
 }
 

@@ -8,6 +8,7 @@
     │   └── DamagedError           what is on it is not what was written
     ├── LockedError                another process uses the state directory
     ├── IdentityError              what enrolment left cannot be used
+    ├── EnrolmentError             this device was not enrolled; ``code`` says how
     ├── LinkError                  the session with the broker ended, or never began
     ├── UpdateError                a step towards another model failed; ``reason``
     ├── RefusedError          400  a bundle is not taken; ``step`` says at which step
@@ -65,6 +66,15 @@ class LockedError(AgentError):
 
 class IdentityError(AgentError):
     """Who this device is, or what it shows for it, cannot be read or used."""
+
+
+class EnrolmentError(AgentError):
+    """This device was not enrolled; nothing of what it was before has changed."""
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code = code
+        """Exit code: 4 refused, 5 the server cannot be reached or believed."""
+        super().__init__(text)
 
 
 class LinkError(AgentError):

@@ -8,6 +8,7 @@
     ├── device.crt      its certificate
     ├── password        in place of key and certificate, where the fleet uses passwords
     ├── ca.crt          whom it believes to be the broker
+    ├── registry-ca.crt whom it believes to be the registry's server, if not as usual
     ├── root.json       whom it believes about releases (TUF root)
     └── director.json   whose word on what it should run it takes
 
@@ -27,25 +28,13 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, Field
 
 from .contract.document import read_document
-from .contract.manifest import canonical_json
-from .contract.messages import Id, Message
+from .contract.enrolment import BrokerAddress, Url
+from .contract.messages import Id, Message, write
 from .contract.topics import Topics
 from .errors import IdentityError
 
 FOLDER: Final = "identity"
 FILE_BYTES_MAX: Final = 1 << 20
-
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
-Url = Annotated[str, Field(pattern=r"^https?://[!-~]{1,2000}$")]
-
-
-class BrokerAddress(Message):
-    """Where the broker is."""
-
-    host: Host
-    port: Annotated[int, Field(ge=1, le=65535)] = 8883
-    tls: bool = True
-    """False: only for a broker on this machine."""
 
 
 class IdentityDocument(Message):
@@ -104,7 +93,7 @@ class Identity:
         """
         broker = self.document.broker
         if not broker.tls:
-            if not _loopback(broker.host):
+            if not is_loopback(broker.host):
                 raise IdentityError(
                     f"broker {broker.host}: expected TLS, or an address of this "
                     "machine; enrol again"
@@ -143,7 +132,7 @@ def load_identity(state: Path) -> Identity | None:
 
 def write_identity(document: IdentityDocument) -> bytes:
     """The bytes of ``identity.json``."""
-    return canonical_json(document.model_dump(mode="json"))
+    return write(document)
 
 
 def _read(path: Path) -> bytes:
@@ -154,7 +143,8 @@ def _read(path: Path) -> bytes:
         raise IdentityError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -53,7 +53,10 @@ def _imported_by(*command: str) -> set[str]:
         ("edgeml", "--help"),
         *(("edgeml", verb, "--help") for verb in VERBS),
         ("device_agent", "--help"),
-        *(("device_agent", verb, "--help") for verb in ("check", "run", "status")),
+        *(
+            ("device_agent", verb, "--help")
+            for verb in ("check", "run", "status", "enroll")
+        ),
     ],
     ids=" ".join,
 )

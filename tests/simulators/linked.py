@@ -11,9 +11,10 @@ from typing import Any
 
 from brokers import ANSWER_S, TENANT, Broker
 
+from device_agent.contract.enrolment import BrokerAddress
 from device_agent.contract.messages import Attempt, Running
 from device_agent.durable import REAL
-from device_agent.identity import BrokerAddress, Identity, IdentityDocument
+from device_agent.identity import Identity, IdentityDocument
 from device_agent.link.link import Link, LinkSettings
 from device_agent.link.ports import Description
 from device_agent.link.pump import PumpSettings

@@ -170,9 +170,27 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _enroll_arguments(parser: argparse.ArgumentParser) -> None:
-    from device_agent.enroll import arguments
-
-    arguments(parser)
+    parser.add_argument(
+        "--server",
+        required=True,
+        metavar="URL",
+        help="the fleet's: https://HOST[:PORT]",
+    )
+    token = parser.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token", metavar="T", help="one-time token of the fleet")
+    token.add_argument(
+        "--token-file", type=Path, metavar="FILE",
+        help="file whose first line is the token; other users cannot see it then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ca", type=Path, metavar="FILE",
+        help="CA of the server (PEM), if it is not one that this system knows",
+    )  # fmt: skip
+    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory")
+    parser.add_argument(
+        "--again", action="store_true",
+        help="this device is enrolled already: replace what it is",
+    )  # fmt: skip
 
 
 def _enroll(arguments: argparse.Namespace) -> int:

@@ -63,31 +63,6 @@ Post = Callable[[str, bytes], bytes]
 """Sends a body to a URL; the body of the answer. Raises EnrolmentError."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command line may say."""
-    parser.add_argument(
-        "--server",
-        required=True,
-        metavar="URL",
-        help="the fleet's: https://HOST[:PORT]",
-    )
-    token = parser.add_mutually_exclusive_group(required=True)
-    token.add_argument("--token", metavar="T", help="one-time token of the fleet")
-    token.add_argument(
-        "--token-file", type=Path, metavar="FILE",
-        help="file whose first line is the token; other users cannot see it then",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ca", type=Path, metavar="FILE",
-        help="CA of the server (PEM), if it is not one that this system knows",
-    )  # fmt: skip
-    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory")
-    parser.add_argument(
-        "--again", action="store_true",
-        help="this device is enrolled already: replace what it is",
-    )  # fmt: skip
-
-
 def run(namespace: argparse.Namespace) -> int:
     """Enrol, and say how it went.
 

@@ -125,6 +125,11 @@ class Registry:
             _check_keys(delegations.roles or {}, delegations.keys, "targets")
         self._sound = True
 
+    @property
+    def updater(self) -> Updater:
+        """ngclient's own, for targets that are no releases (``scripts/tuf-client``)."""
+        return self._updater
+
     def find(self, model: str, version: str, digest: str) -> TargetFile:
         """The release of that digest.
 
@@ -194,8 +199,8 @@ class Registry:
         for path in sorted(self._folder.glob("*.json")):
             role = path.stem
             if role == "root" or not self._is_current(role, root.signed):
-                if role not in ("root", *TOP):  # not asked for this time
-                    metadata[path.name] = self._known[path.name]
+                if role not in ("root", *TOP) and path.name in self._known:
+                    metadata[path.name] = self._known[path.name]  # not asked for now
                 continue
             version = int(self._value(role)["version"])
             if version < floors.version(role, online):
@@ -256,7 +261,11 @@ def _online(root: Root) -> str:
         {
             name: {
                 "threshold": role.threshold,
-                "keys": sorted(json.dumps(root.keys[k].to_dict()) for k in role.keyids),
+                "keys": sorted(
+                    json.dumps(root.keys[one].to_dict())
+                    for one in role.keyids
+                    if one in root.keys
+                ),
             }
             for name, role in roles.items()
         }
@@ -266,7 +275,11 @@ def _online(root: Root) -> str:
 def _check_keys(roles: Mapping[str, Any], keys: Mapping[str, Any], what: str) -> None:
     """A key that is listed under two ids would sign twice."""
     for name, role in roles.items():
-        halves = {json.dumps(keys[one].keyval, sort_keys=True) for one in role.keyids}
+        halves = {
+            json.dumps(keys[one].keyval, sort_keys=True)
+            for one in role.keyids
+            if one in keys
+        }
         if len(halves) < role.threshold:
             raise UpdateError(
                 Reason.METADATA_SIGNATURE,

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,25 +84,36 @@ class Thief:
         return metadata
 
     def relist(
-        self, *changed: str, snapshot: str = "snapshot", timestamp: str = "timestamp",
+        self,
+        *changed: str,
+        snapshot: str = "snapshot",
+        timestamp: str = "timestamp",
         edit: Edit | None = None,
-    ) -> None:  # fmt: skip
+        until: datetime | None = None,
+    ) -> None:
         """New snapshot and timestamp that list what was changed."""
 
         def list_(signed: Any) -> None:
             for role in changed:
                 signed.meta[f"{role}.json"] = self.meta(role)
+            signed.expires = until or signed.expires
             if edit is not None:
                 edit(signed)
 
         self.sign("snapshot", snapshot, edit=list_)
-        self.stamp(timestamp)
+        self.stamp(timestamp, until=until)
 
-    def stamp(self, key: str = "timestamp", edit: Edit | None = None) -> None:
+    def stamp(
+        self,
+        key: str = "timestamp",
+        edit: Edit | None = None,
+        until: datetime | None = None,
+    ) -> None:
         """A new timestamp of the newest snapshot."""
 
         def list_(signed: Any) -> None:
             signed.snapshot_meta = self.meta("snapshot")
+            signed.expires = until or signed.expires
             if edit is not None:
                 edit(signed)
 
@@ -115,7 +126,8 @@ class Thief:
 
     def plant(
         self, raw: bytes, *keys: str, path: str = "linear/6.6.6/cpu-x86_64.edgeml",
-        role: str = "model-linear", **said: Any,
+        role: str = "model-linear",
+        online: tuple[str, str] = ("snapshot", "timestamp"), **said: Any,
     ) -> None:  # fmt: skip
         """List bytes as a release in a role, signed by these keys; all is relisted."""
         from registries import bundles
@@ -130,7 +142,7 @@ class Thief:
         file = TargetFile(len(raw), {"sha256": digest}, path, fields)
         self.sign(role, *keys, edit=lambda signed: signed.targets.update({path: file}))
         self.storage.write(stored(path, digest), raw)
-        self.relist(role)
+        self.relist(role, snapshot=online[0], timestamp=online[1])
 
 
 @dataclass

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from . import __version__
 from .candidates import Candidates
-from .config import AgentConfig, UpdateConfig
+from .config import AgentConfig, LinkConfig, UpdateConfig
 from .contract import machine
 from .contract.codes import Phase, Reason
 from .contract.messages import Attempt, Running
@@ -33,6 +33,8 @@ from .errors import UpdateError
 from .identity import Identity, load_identity
 from .link.link import Link, LinkSettings
 from .link.ports import Description
+from .link.pump import PumpSettings
+from .link.session import SessionSettings
 from .log import configure_level
 from .serving.lane import Lane
 from .serving.repository import Repository
@@ -45,6 +47,7 @@ from .updating.health import Trial
 from .updating.policy import Limits
 from .updating.state import NAME
 from .updating.updater import Parts, Settings, Updater
+from .windows import Windows
 
 FLOORS: Final = "floors"
 """Folder beside the state's own files: the second place of the floors."""
@@ -76,11 +79,13 @@ class Enrolled:
         )
         self.updater = Updater(config.state, parts, settings_of(updates))
         self._link: Link | None = None
+        self._windows: Windows | None = None
         if member is not None:
             self._link = Link(
-                member.identity, self, member.spool, LinkSettings(),
+                member.identity, self, member.spool, link_settings(config.link),
                 random=random.random, ids=_id,
             )  # fmt: skip
+            self._windows = Windows(repository.served, member.spool.add)
             member.listen(asyncio.get_running_loop(), self._link.added)
 
     async def boot(self) -> None:
@@ -98,6 +103,9 @@ class Enrolled:
             tasks.create_task(self.updater.run())
             if self._link is not None:
                 tasks.create_task(self._link.run())
+            if self._windows is not None:
+                window_s = self._config.link.window_s
+                tasks.create_task(self._windows.run(window_s))
 
     async def stop(self) -> None:
         """After :meth:`run` has ended: the agent ends in order."""
@@ -197,7 +205,11 @@ class Member:
         self.identity = identity
         self._added: Callable[[], None] = lambda: None
         self.spool = Spool(
-            config.state, REAL, SpoolLimits(), _id, added=lambda: self._added()
+            config.state,
+            REAL,
+            SpoolLimits(bytes_max=config.spool.bytes_max, age_s=config.spool.age_s),
+            _id,
+            added=lambda: self._added(),
         )
         floors = config.state / FLOORS
         make_folder(REAL, floors)
@@ -331,6 +343,22 @@ def settings_of(config: UpdateConfig) -> Settings:
             most_s=config.trial_s, recheck_s=config.recheck_s,
             recheck_late_s=config.hang_s, failure_share=config.failure_share,
             growth_bytes=config.growth_bytes,
+        ),
+    )  # fmt: skip
+
+
+def link_settings(config: LinkConfig) -> LinkSettings:
+    """The link's settings, as ``[link]`` has them."""
+    return LinkSettings(
+        reconnect_max_s=config.reconnect_max_s,
+        birth_spread_s=config.birth_spread_s,
+        session=SessionSettings(
+            keep_alive_s=config.keep_alive_s, session_s=config.session_s,
+            will_s=config.will_s,
+        ),
+        pump=PumpSettings(
+            batch_bytes=config.batch_bytes, flights_max=config.batches,
+            ack_s=config.ack_s, ack_max_s=config.ack_max_s, linger_s=config.linger_s,
         ),
     )  # fmt: skip
 

@@ -164,6 +164,45 @@ class UpdateConfig:
 
 
 @dataclass(frozen=True)
+class LinkConfig:
+    """How an enrolled device talks with its fleet."""
+
+    keep_alive_s: Annotated[int, Range(5, 1200)] = 60
+    """The broker hears of it at least so often; half of a cut connection is noticed
+    after twice that."""
+    session_s: Annotated[int, Range(3600, 31_536_000)] = 86_400
+    """How long the broker keeps messages for it while it is away."""
+    will_s: Annotated[int, Range(1, 3600)] = 45
+    """After so long without it the broker says that it is offline."""
+    reconnect_max_s: Annotated[float, Range(1, 86_400)] = 600.0
+    """The longest wait before an attempt to connect."""
+    birth_spread_s: Annotated[float, Range(0, 3600)] = 10.0
+    """Devices that were lost together say within so long that they are back."""
+    ack_s: Annotated[float, Range(1, 3600)] = 15.0
+    """How long the fleet may take to say that it has stored what was sent."""
+    ack_max_s: Annotated[float, Range(1, 86_400)] = 3600.0
+    """While it does not, a batch is sent again at the latest after so long."""
+    batches: Annotated[int, Range(1, 64)] = 4
+    """Batches that are sent before the fleet has stored the first of them."""
+    batch_bytes: Annotated[int, Range(4096, 128 << 10)] = 64 << 10
+    """Records of one batch, before they are compressed."""
+    linger_s: Annotated[float, Range(0, 3600)] = 1.0
+    """How long a new record waits for others."""
+    window_s: Annotated[float, Range(1, 86_400)] = 300.0
+    """Over how long requests are counted for one record."""
+
+
+@dataclass(frozen=True)
+class SpoolConfig:
+    """What is kept for the fleet while it cannot be reached."""
+
+    bytes_max: Annotated[int, Range(1 << 20, 1 << 40)] = 64 << 20
+    """Of all records on the disk; the least important go first."""
+    age_s: Annotated[float, Range(60, 315_360_000)] = 1_209_600.0
+    """Of a record, counted while the agent runs."""
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The whole configuration."""
 
@@ -180,6 +219,8 @@ class AgentConfig:
     log: LogConfig = LogConfig()
     sandbox: SandboxConfig = SandboxConfig()
     update: UpdateConfig = UpdateConfig()
+    link: LinkConfig = LinkConfig()
+    spool: SpoolConfig = SpoolConfig()
     model: ModelConfig = ModelConfig()
     """Defaults for every model."""
     models: dict[str, ModelConfig] = field(default_factory=dict)

@@ -200,7 +200,7 @@ fallback = "a"
         "agent.toml:2: bundles: expected list of paths, found 'a.edgeml'",
         "agent.toml:3: lanes: expected whole number from 1 to 64, found true",
         "agent.toml:4: prot: unknown key; known: state, bundles, lanes, hang_s, "
-        "drain_s, listen, limits, log, sandbox, update, model, models",
+        "drain_s, listen, limits, log, sandbox, update, link, spool, model, models",
         "agent.toml:5: port: unknown key; it belongs in [listen]",
         "agent.toml:7: [listen] prot: unknown key; did you mean port?",
         "agent.toml:8: [listen] port: expected whole number from 0 to 65535, "

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from liars import Liar, liar
+from liars import Liar
 from registries import House, release, stored
 from thieves import NEW, Ground, World
 

@@ -132,6 +132,7 @@ class Candidates:
             await self._repository.commit(name)
         if kept is not None and kept.release.model != name:
             await self._repository.remove(kept.release.model)
+        candidate.served.allow_inline(True)
         self._kept, self._candidate = candidate.held, None
         self._activating = None
 

@@ -180,7 +180,8 @@ class Model:
             UnknownError: nothing is on trial.
         """
         async with self._lock:
-            _, previous = self._on_trial()
+            trial, previous = self._on_trial()
+            trial.allow_inline(True)
             self.trial = self.previous = None
             self._leave([previous])
             self._forget_sources(previous)
@@ -243,6 +244,7 @@ class Model:
             partial(loading.bring_up, candidate, state, sandbox),
         )
         served = Served(loaded, self._lane, settings)
+        served.allow_inline(not keep_previous)
         if kept is not None:
             self.trial, self.previous = served, kept
         elif self.previous in gone:

@@ -1,7 +1,8 @@
 """One version of a model in memory, and all that stands before its session.
 
 1. Who is let in: a bounded queue, and only what can be answered within its deadline.
-2. Where it runs: fast models on the event loop, all others in the lane, in order.
+2. Where it runs: fast models on the event loop, all others, and those on trial, in
+   the lane, in order.
 3. Sessions are asked by one thread at a time: inline only while the lane holds nothing
    of this model, and nobody while a call that was given up has not come back.
 4. Between :meth:`Served.held` and its end the session is not closed, nor while it runs,
@@ -84,6 +85,14 @@ class Served:
     def expected_ns(self) -> float:
         """What a run of one row takes, smoothed over the latest runs."""
         return self._forecast.row_ns
+
+    def allow_inline(self, allowed: bool) -> None:
+        """Whether it may run on the event loop where it is fast enough.
+
+        One on trial may not: a call that hangs there stops everybody, and nobody is
+        left to roll it back.
+        """
+        self._inline_ns = self.config.inline_us * 1000 if allowed else -1.0
 
     @contextmanager
     def held(self) -> Iterator[None]:

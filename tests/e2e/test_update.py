@@ -8,7 +8,7 @@ from pathlib import Path
 import faulty
 import pytest
 from callers import Callers, calling
-from fields import DEVICE, Field, check, digest, field, release
+from fields import DEVICE, Field, check, digest, fielded, release
 from webserver import Fault
 
 from device_agent.contract.codes import Outcome, Reason
@@ -18,7 +18,7 @@ BALLAST = 160_000
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory):
-    with field(tmp_path_factory.mktemp("field")) as made:
+    with fielded(tmp_path_factory.mktemp("field")) as made:
         yield made
 
 
@@ -107,7 +107,7 @@ class TestStory:
 def test_over_a_thin_link_that_breaks_twenty_times(tmp_path: Path) -> None:
     one, two = release(1), release(2, ballast=BALLAST)
     piece = len(two) // 21
-    with field(tmp_path, rate_bits_s=256_000.0, only=".edgeml") as site:
+    with fielded(tmp_path, rate_bits_s=256_000.0, only=".edgeml") as site:
         site.publish(one)
         site.want(one, 1)
         with site.agent() as device:
@@ -138,7 +138,7 @@ def test_a_power_cut_during_the_trial(tmp_path: Path) -> None:
     """Killed while the candidate serves: after the start the old one answers first,
     and the trial goes on."""
     one, two = release(1), release(2)
-    with field(tmp_path) as site:
+    with fielded(tmp_path) as site:
         site.publish(one, two)
         site.want(one, 1)
         with site.agent() as device:

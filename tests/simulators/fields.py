@@ -2,7 +2,7 @@
 
 ::
 
-    with field(tmp_path) as site, site.agent() as device:
+    with fielded(tmp_path) as site, site.agent() as device:
         one = release(1)
         site.publish(one)
         site.want(one, serial=1)
@@ -17,8 +17,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import agents
 import bundles
 import numpy as np
-from brokers import Broker, broker
+from brokers import TENANT, Broker, broker
 from fleets import Fleet, fleet
 from linked import identity
 from registries import House, house
@@ -34,6 +34,7 @@ from webserver import WebServer, serving
 
 from device_agent.contract.codes import Outcome
 from device_agent.contract.messages import Attempt, Reported
+from device_agent.contract.topics import Topics
 from device_agent.identity import FOLDER, write_identity
 from edgeml.bundling.bundle import pack
 
@@ -87,6 +88,8 @@ class Field:
     fleet: Fleet
     house: House
     server: WebServer
+    _stack: ExitStack
+    _old: list[Fleet] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -115,6 +118,14 @@ class Field:
         ) as one:
             yield one
 
+    def rejoin(self) -> None:
+        """The fleet's session ended with the broker; it begins another."""
+        self.fleet.peer.close()
+        peer = self._stack.enter_context(self.broker.peer(f"fleet-{len(self._old)}"))
+        self._old.append(self.fleet)
+        self.fleet = Fleet(peer)
+        peer.subscribe(f"{Topics(TENANT, DEVICE).root}/up/reported")  # retained, too
+
     def publish(self, *raw: bytes) -> None:
         """Publish releases."""
         self.house.now = datetime.now(UTC)
@@ -128,7 +139,8 @@ class Field:
 
     def reported(self) -> list[Reported]:
         """What the device said of itself, in order."""
-        return self.fleet.said(DEVICE, "reported")
+        heard = [*self._old, self.fleet]
+        return [said for one in heard for said in one.said(DEVICE, "reported")]
 
     def ended(self, serial: int, within_s: float = 60.0) -> Attempt:
         """Wait until the device says that its attempt at that word has ended."""
@@ -163,7 +175,7 @@ class Field:
 
 
 @contextmanager
-def field(folder: Path, *models: str, **served: Any) -> Iterator[Field]:
+def fielded(folder: Path, *models: str, **served: Any) -> Iterator[Field]:
     """Broker, fleet, registry and web server; the device is enrolled.
 
     Args:
@@ -177,8 +189,9 @@ def field(folder: Path, *models: str, **served: Any) -> Iterator[Field]:
         broker() as one,
         fleet(one) as heard,
         serving(folder / "registry", **served) as server,
+        ExitStack() as stack,
     ):
-        site = Field(folder, one, heard, made, server)
+        site = Field(folder, one, heard, made, server, stack)
         site.enrol()
         yield site
 

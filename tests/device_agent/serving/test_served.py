@@ -33,6 +33,21 @@ def test_fast_models_run_on_the_loop_and_slow_ones_in_the_lane() -> None:
     on_stage(story)
 
 
+def test_on_trial_it_stays_off_the_event_loop() -> None:
+    """Where a call that hangs would stop everybody."""
+
+    async def story(stage: Stage) -> None:
+        counting = Counting(Linear())
+        served = stage.serve(counting, 10e-6, inline_us=50.0)
+        served.allow_inline(False)
+        await served.infer(feeds(1.0))
+        served.allow_inline(True)
+        await served.infer(feeds(1.0))
+        assert counting.threads == ["lane-0", "MainThread"]
+
+    on_stage(story)
+
+
 def test_rows_decide_where_it_runs() -> None:
     async def story(stage: Stage) -> None:
         counting = Counting(Linear())

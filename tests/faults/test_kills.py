@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 def test_some_calls(name: str) -> None:
     campaign = killing.strike(name, seed=1, sample=15)
     print(campaign)
-    assert campaign.faults == 15
+    assert campaign.faults >= 12
     assert not campaign.violations, str(campaign)
 
 

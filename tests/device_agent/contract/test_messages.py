@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_agent.contract import enrolment, messages
+from device_agent.contract import codes, enrolment, messages
 from device_agent.contract.envelope import DESIRED_TYPE, read_envelope
 from device_agent.contract.errors import MessageError
 from device_agent.contract.messages import (
@@ -19,6 +20,7 @@ from device_agent.contract.messages import (
     read,
     write,
 )
+from device_agent.contract.topics import Topics
 
 FOLDER = Path(__file__).parents[2] / "golden" / "messages"
 ENVELOPE = "desired-envelope"
@@ -139,3 +141,42 @@ def test_records_of_any_kind_are_carried() -> None:
     unknown = json.loads(golden("batch"))
     unknown["records"][0]["kind"] = "something_new"
     read(json.dumps(unknown).encode(), messages.Batch)
+
+
+PROTOCOL = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+PARTS = (messages.Attempt, messages.Running, messages.Record, messages.Dropped,
+         enrolment.BrokerAddress)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [*KINDS.values(), *PARTS], ids=lambda one: one.__name__
+)
+def test_the_documentation_has_every_field(kind: type[Message]) -> None:
+    section = PROTOCOL.split(f"### `{kind.__name__}`\n", 1)[1].split("\n#", 1)[0]
+    table = section.split("| field | meaning |", 1)[1]
+    assert re.findall(r"^\| `(\w+)`( \*)? \|", table, re.MULTILINE) == [
+        (name, " *" if field.is_required() else "")
+        for name, field in kind.model_fields.items()
+        if name != "v"
+    ]
+
+
+def test_the_documentation_has_every_reason() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (yes|) ?\| (yes|) ?\|$", PROTOCOL, re.M)
+    assert rows == [
+        (
+            one.value,
+            "yes" if one in codes.RETRYABLE else "",
+            "yes" if one in codes.QUARANTINING else "",
+        )
+        for one in codes.Reason
+    ]
+
+
+def test_the_documentation_has_every_topic() -> None:
+    topics = Topics("t", "d")
+    rows = re.findall(r"^\| `((?:up|dn)/\w+)` \|", PROTOCOL, re.MULTILINE)
+    assert [f"{topics.root}/{row}" for row in rows] == [
+        topics.desired, topics.command, topics.ack, topics.state, topics.birth,
+        topics.reported, topics.records, topics.response,
+    ]  # fmt: skip

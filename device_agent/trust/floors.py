@@ -23,7 +23,7 @@ from ..contract.manifest import canonical_json
 
 @dataclass(frozen=True)
 class Committed:
-    """The newest release of a model that was committed here."""
+    """The newest release of a model × target that was committed here."""
 
     counter: int
     digest: str
@@ -45,7 +45,7 @@ class Floors:
     clock: float = 0.0
     """Seconds since 1970 that have certainly passed."""
     counters: Mapping[str, Committed] = field(default_factory=dict)
-    """Model → what was committed."""
+    """``MODEL/TARGET`` → what was committed."""
 
     def version(self, role: str, online: str) -> int:
         """The lowest version of a role that is believed under these online keys."""
@@ -65,9 +65,9 @@ class Floors:
         kept = max(serial, self.serial_of(director))
         return replace(self, director=director, serial=kept)
 
-    def committed(self, model: str, counter: int, digest: str) -> "Floors":
+    def committed(self, key: str, counter: int, digest: str) -> "Floors":
         """After a release was committed."""
-        made = Floors(counters={model: Committed(counter, digest)})
+        made = Floors(counters={key: Committed(counter, digest)})
         return merged(self, made)
 
 

@@ -77,7 +77,7 @@ class _Verdict:
             seen = registry.seen(asked.floors)
             self.answer = replace(self.answer, seen=seen)
         custom = agreed(wanted, found)
-        check_floor(wanted, asked.floors)
+        check_floor(wanted, str(custom["target"]), asked.floors)
         check_fit(custom, found.length, asked.facts, asked.limits.bundle_bytes)
         until = min(
             wanted.not_after.timestamp(), registry.valid_until(wanted.release.model)
@@ -121,13 +121,13 @@ def agreed(wanted: Desired, found: TargetFile) -> dict[str, Any]:
     return custom
 
 
-def check_floor(wanted: Desired, floors: Floors) -> None:
+def check_floor(wanted: Desired, target: str, floors: Floors) -> None:
     """Refuse a step back.
 
     Raises:
         UpdateError: something newer was committed here.
     """
-    floor = floors.counters.get(wanted.release.model)
+    floor = floors.counters.get(f"{wanted.release.model}/{target}")
     if floor is None or wanted.counter > floor.counter:
         return
     if wanted.counter == floor.counter and wanted.digest == floor.digest:

@@ -22,11 +22,17 @@ STATES = 100_000
 """Of a full run, over all flows."""
 SEEDS = 20
 FLOWS = names()
+LONGER = {"update"}
+"""Flows that take too long for every run of the tests."""
+QUICK = [
+    pytest.param(one, marks=pytest.mark.long) if one in LONGER else one for one in FLOWS
+]
 
 
 CUT_MUTANTS = {
     "state written in place": ("replace", mutants.written_in_place),
     "named before it is whole": ("replace", mutants.renamed_before_written),
+    "old slot deleted before commit": ("update", mutants.old_slot_deleted),
 }
 STATE_MUTANTS: dict[str, tuple[str, frozenset[str], Any]] = {
     "no fsync on the file": ("replace", frozenset({"sync"}), nullcontext),
@@ -40,16 +46,15 @@ STATE_MUTANTS: dict[str, tuple[str, frozenset[str], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_process_ends_at_every_durable_call(name: str) -> None:
     campaign = powercuts.cut_everywhere(name, seed=1)
-    campaign += powercuts.cut_everywhere(name, seed=2)
     print(campaign)
-    assert campaign.points > 10
+    assert campaign.points > 5
     assert not campaign.violations, str(campaign)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", QUICK)
 def test_states_that_a_cut_may_leave(name: str) -> None:
     campaign = cutstates.explore(name, seed=1, states=150)
     print(campaign)
@@ -60,7 +65,7 @@ def test_states_that_a_cut_may_leave(name: str) -> None:
 @pytest.mark.parametrize("mutant", CUT_MUTANTS)
 def test_cuts_kill_the_mutant(mutant: str) -> None:
     name, made = CUT_MUTANTS[mutant]
-    campaign = powercuts.cut_everywhere(name, seed=1, mutant=made)
+    campaign = powercuts.cut_everywhere(name, seed=1, mutant=made, stop_at_first=True)
     assert campaign.violations, f"{mutant}: not found in {campaign}"
 
 

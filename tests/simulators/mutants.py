@@ -8,7 +8,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from device_agent import database, durable
-from device_agent.durable import Disk, opened
+from device_agent.durable import REAL, Disk, opened
+from device_agent.updating.facts import Slot, other
+from device_agent.updating.slots import Slots
 
 
 def written_in_place() -> AbstractContextManager[object]:
@@ -55,10 +57,22 @@ def errors_ignored() -> AbstractContextManager[object]:
     return patch.object(Disk, "write", write)
 
 
+def old_slot_deleted() -> AbstractContextManager[object]:
+    """Room is made before the new release has proven itself."""
+
+    def install(self: Slots, digest: str, slot: Slot) -> None:
+        unchanged(self, digest, slot)
+        durable.remove(REAL, self.bundle(other(slot)))
+
+    unchanged = Slots.install
+    return patch.object(Slots, "install", install)
+
+
 MUTANTS = {
     "": nullcontext,
     "state written in place": written_in_place,
     "named before it is whole": renamed_before_written,
     "WAL and NORMAL": normal,
     "errors ignored": errors_ignored,
+    "old slot deleted before commit": old_slot_deleted,
 }

@@ -88,6 +88,7 @@ def cut_everywhere(
     *,
     pairs: bool = False,
     mutant: Callable[[], AbstractContextManager[object]] = nullcontext,
+    stop_at_first: bool = False,
 ) -> Campaign:
     """Every point of one flow."""
     campaign = Campaign(f"crash at every call, {name}", seed)
@@ -100,6 +101,8 @@ def cut_everywhere(
                            state := copied(before, folder / "state"))  # fmt: skip
         campaign.points = len(effects)
         for at, effect in enumerate([*effects, "end"], 1):
+            if stop_at_first and campaign.violations:
+                break
             for torn in (False, True) if effect == "write" else (False,):
                 state = copied(before, folder / "state")
                 said = _cut(flow, state, Cutting(at, torn, seed), folder / "said")

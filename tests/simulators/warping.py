@@ -37,7 +37,7 @@ class Warped(asyncio.SelectorEventLoop):
 
 
 class Inline:
-    """A thread (``updating.ports.Thread``) that is none: work is done when asked for."""
+    """A thread (``updating.ports.Thread``) that is none: it works when it is asked."""
 
     def __init__(self, name: str) -> None:
         self.name = name

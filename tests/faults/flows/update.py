@@ -55,7 +55,7 @@ class Registry(Library):
     """Fetches through the disk that is cut, in pieces."""
 
     def __init__(self, disk: Disk) -> None:
-        super().__init__({digest: path for digest, path in map(release, ALL)})
+        super().__init__(dict(map(release, ALL)))
         self._disk = disk
 
     def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:

@@ -44,9 +44,13 @@ def lines(found: Any) -> Iterator[str]:
         yield f"spool: {_word(spool, 'records')} records, {_word(spool, 'bytes')} bytes"
     link = _dict(told.get("link"))
     if link:
-        up = link.get("connected") is True
-        why = _word(link, "error")
-        yield "link: connected" if up else f"link: not connected: {why}"
+        if link.get("connected") is True:
+            yield (
+                f"link: connected, {_word(link, 'records')} records sent, "
+                f"{_word(link, 'in_flight')} batches not acknowledged yet"
+            )
+        else:
+            yield f"link: not connected: {_word(link, 'error')}"
 
 
 def offline(state: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
@@ -78,8 +78,15 @@ class LinkStatus:
     """In vain since the last session that lasted."""
     error: str = ""
     """Why the last session ended, or did not begin."""
+    waits_s: float = 0.0
+    """How long it waits, or waited last, before an attempt."""
     sent_bytes: int = 0
+    """Payloads, without what protocols add."""
     heard_bytes: int = 0
+    records: int = 0
+    """Sent, those sent again counted again."""
+    in_flight: int = 0
+    """Batches that were sent and that the fleet has not acknowledged."""
     refused: int = 0
     """Messages that could not be read."""
 
@@ -112,7 +119,7 @@ class Link:
             ids: gives a new id for each session.
             wall: the clock that messages are dated by.
         """
-        self.status = LinkStatus(since=wall())
+        self._status = LinkStatus(since=wall())
         self.identity = identity
         self._topics = identity.topics
         self._device = device
@@ -132,8 +139,16 @@ class Link:
         )
         self._births = asyncio.Event()
 
-    waits_s = 0.0
-    """How long it waits, or waited last, before an attempt."""
+    @property
+    def status(self) -> LinkStatus:
+        """How it is now."""
+        session, found = self._session, self._status
+        return replace(
+            found,
+            sent_bytes=found.sent_bytes + (session.sent_bytes if session else 0),
+            heard_bytes=found.heard_bytes + (session.heard_bytes if session else 0),
+            records=self._pump.records, in_flight=self._pump.flow.in_flight,
+        )  # fmt: skip
 
     @property
     def pump(self) -> Pump:
@@ -161,7 +176,7 @@ class Link:
         """Be connected, as far as that is possible, until cancelled."""
         failed, again = 0, False
         while True:
-            began_s, sessions = time.monotonic(), self.status.sessions
+            began_s, sessions = time.monotonic(), self._status.sessions
             first_s, most_s = self._settings.reconnect_s, self._settings.reconnect_max_s
             try:
                 await self._one(again)
@@ -169,14 +184,16 @@ class Link:
                 if isinstance(error, LinkError) and error.taken_over:
                     first_s = most_s = max(TAKEN_OVER_S, most_s)
                 self._ended(error)
-            if self.status.sessions > sessions:
+            if self._status.sessions > sessions:
                 again = True
                 lasted_s = time.monotonic() - began_s
                 failed = 0 if lasted_s > self._settings.reconnect_max_s else failed
-            self.waits_s = full_jitter(failed, first_s, most_s, self._outside.random)
+            self._status.waits_s = full_jitter(
+                failed, first_s, most_s, self._outside.random
+            )
             failed += 1
-            self.status.attempts = failed
-            await asyncio.sleep(self.waits_s)
+            self._status.attempts = failed
+            await asyncio.sleep(self._status.waits_s)
 
     async def _one(self, again: bool) -> None:
         """One session, from connect to its end.
@@ -201,8 +218,8 @@ class Link:
                         task.cancel()
             finally:
                 self._session = None
-                self.status.sent_bytes += session.sent_bytes
-                self.status.heard_bytes += session.heard_bytes
+                self._status.sent_bytes += session.sent_bytes
+                self._status.heard_bytes += session.heard_bytes
                 self._say(
                     session, self._topics.state,
                     write(State(session=session.id, online=False)), retain=True,
@@ -211,7 +228,7 @@ class Link:
 
     def _begun(self, session: Session) -> None:
         self._session, self._reported = session, None
-        status = self.status
+        status = self._status
         status.connected, status.since = True, self._outside.wall()
         status.session, status.error = session.id, ""
         status.sessions += 1
@@ -226,7 +243,7 @@ class Link:
         self.report()
 
     def _ended(self, error: LinkError | IdentityError) -> None:
-        status = self.status
+        status = self._status
         level = logging.WARNING if status.connected else logging.INFO
         if status.connected or str(error) != status.error:
             event(_LOG, level, "link down", error=str(error))
@@ -254,7 +271,7 @@ class Link:
             elif message.topic == topics.command:
                 self._command(session, message)
         except MessageError as error:
-            self.status.refused += 1
+            self._status.refused += 1
             event(
                 _LOG, logging.WARNING, "message refused", topic=message.topic,
                 error=str(error),

@@ -169,7 +169,7 @@ def test_a_session_that_is_taken_over_is_not_asked_for_again_soon(
         async with linked(replace(who, document=document)) as one:
             await one.until(lambda: one.link.status.error)
             assert "taken over" in one.link.status.error
-            assert one.link.waits_s > QUICK.reconnect_s
+            assert one.link.status.waits_s > QUICK.reconnect_s
         server.close()
 
     asyncio.run(main())

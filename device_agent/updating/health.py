@@ -37,6 +37,8 @@ class Trial:
     failure_share: float = 0.05
     growth_bytes: int = 256 << 20
     """What the agent may grow while it is on trial."""
+    look_s: float = 0.5
+    """From one look at it to the next."""
 
     def asked(self, config: dict[str, Option]) -> "Trial":
         """With what the director wants otherwise, within what is sensible."""

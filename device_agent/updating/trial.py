@@ -12,9 +12,6 @@ from .facts import Job
 from .health import Gate, Trial, Verdict
 from .ports import Models
 
-LOOK_S = 0.5
-"""From one look at the candidate to the next."""
-
 
 async def watch(
     models: Models, job: Job, path: Path, trial: Trial, activate_s: float,
@@ -58,7 +55,7 @@ async def _watched(models: Models, trial: Trial, clock: Callable[[], float]) -> 
     rechecking = asyncio.create_task(_rechecking(models, gate))
     try:
         while True:
-            await asyncio.wait([rechecking], timeout=LOOK_S)
+            await asyncio.wait([rechecking], timeout=trial.look_s)
             vitals = models.vitals()
             if vitals is None:
                 return Verdict(Reason.LOAD_FAILED, "it is not served any more", {})

@@ -158,7 +158,7 @@ TRIAL_CASES = tuple(
     Case(f"{name} on trial", unruly(name), Outcome.ROLLED_BACK, reasons)
     for name, reasons in ON_TRIAL.items()
 )
-CASES = SANDBOX_CASES + TRIAL_CASES
+CASES = TRIAL_CASES + SANDBOX_CASES
 QUICK = ("NaN", "segfault on trial", "rot on trial", "hang on trial")
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", [one for one in FLOWS if one != "update"])
 def test_some_calls(name: str) -> None:
     campaign = killing.strike(name, seed=1, sample=15)
     print(campaign)

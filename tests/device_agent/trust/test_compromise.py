@@ -43,7 +43,7 @@ def expected(powers: Powers) -> Damage:
         if roots < need.count("root") or not others <= powers:
             continue
         for word in found:
-            found[word] = found[word] or word in can
+            found[word] |= re.search(rf"\b{word}\b", can) is not None
         freeze += [int(days) for days in re.findall(r"noticed after (\d+) days", can)]
         freeze += [NEVER] * ("never noticed" in can)
     days = None if not freeze else NEVER if NEVER in freeze else max(freeze)

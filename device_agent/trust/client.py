@@ -9,6 +9,7 @@ The rules it keeps:
 4. A process that dies or hangs is a refusal that may be gone at the next attempt.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -93,7 +94,7 @@ class TrustClient:
             StorageError: the disk failed.
         """
         self._config = config
-        self._store = Store(state, floor_dir, disk)
+        self._store = Store(state, floor_dir, disk, _digest(config.root))
         self._ask = ask or asked
 
     @property
@@ -251,6 +252,13 @@ def _desired(payload: bytes) -> Desired | None:
         return read(payload, Desired, DESIRED_BYTES_MAX)
     except MessageError:
         return None
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None  # said when it is needed
 
 
 def _file(path: Path) -> bytes:

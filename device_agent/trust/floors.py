@@ -46,6 +46,8 @@ class Floors:
     """Seconds since 1970 that have certainly passed."""
     counters: Mapping[str, Committed] = field(default_factory=dict)
     """``MODEL/TARGET`` → what was committed."""
+    enrolled: str = ""
+    """Digest of the root of the enrolment that all this was seen under."""
 
     def version(self, role: str, online: str) -> int:
         """The lowest version of a role that is believed under these online keys."""
@@ -90,7 +92,7 @@ def merged(one: Floors, other: Floors) -> Floors:
     return Floors(
         root=max(one.root, other.root), online=newer.online, versions=versions,
         director=director, serial=serial, clock=max(one.clock, other.clock),
-        counters=counters,
+        counters=counters, enrolled=one.enrolled or other.enrolled,
     )  # fmt: skip
 
 

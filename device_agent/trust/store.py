@@ -5,10 +5,13 @@ The rules it keeps:
 1. Metadata and floors change in one transaction; the second place of the floors is
    written before it, so that a cut leaves floors that are higher than needed, never
    lower.
-2. A damaged database is put aside: metadata can be fetched again, and the floors are in
+2. A device that is enrolled anew begins anew: what was seen under another root is not
+   what the new one speaks of. Only the clock goes on.
+3. A damaged database is put aside: metadata can be fetched again, and the floors are in
    the other place. Either loss is told (``notes``).
 """
 
+import dataclasses
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,13 +37,16 @@ _SCHEMA = (
 class Store:
     """Metadata and floors of one device."""
 
-    def __init__(self, state: Path, floor_dir: Path, disk: Disk) -> None:
+    def __init__(
+        self, state: Path, floor_dir: Path, disk: Disk, enrolled: str | None = None
+    ) -> None:
         """Open both places.
 
         Args:
             state: The state directory.
             floor_dir: Another folder, for the second place of the floors.
             disk: The seam.
+            enrolled: Digest of the root of the enrolment; None: it is not known.
 
         Raises:
             StorageError: the disk failed.
@@ -50,7 +56,10 @@ class Store:
         self._file = floor_dir / FILE
         sweep(disk, floor_dir)
         self._database = self._opened(state / DATABASE)
+        self._enrolled = enrolled
         first, second = self._from_database(), self._from_file()
+        self._strange = any(map(self._is_strange, (first, second)))
+        first, second = self._mine(first), self._mine(second)
         self._floors = merged(first or Floors(), second or Floors())
         if first is not None or second is not None:
             self._note_loss(first, second)
@@ -62,6 +71,8 @@ class Store:
 
     def metadata(self) -> dict[str, bytes]:
         """Name of the file → metadata as it was verified."""
+        if self._strange:
+            return {}
         with self._database.reading() as connection:
             rows = connection.execute("SELECT name, bytes FROM metadata").fetchall()
         return {str(name): bytes(raw) for name, raw in rows}
@@ -73,13 +84,18 @@ class Store:
             StorageError: the floors may be kept in one of the places only.
         """
         floors = merged(self._floors, floors)
+        if self._enrolled is not None:
+            floors = dataclasses.replace(floors, enrolled=self._enrolled)
         if floors == self._floors and metadata is None:
             return
+        if self._strange and metadata is None:
+            metadata = {}  # floors and metadata are always of one enrolment
         raw = floors_of.dump(floors)
         replace(self._disk, self._file, raw)
         with self._database.transaction("trust") as connection:
             _put(connection, raw, metadata)
         self._floors = floors
+        self._strange = False
 
     def close(self) -> None:
         """Give the database back."""
@@ -110,6 +126,20 @@ class Store:
             self.notes.append(f"the floors in {where} are damaged: {error}")
             return None
 
+    def _is_strange(self, floors: Floors | None) -> bool:
+        if floors is None or self._enrolled is None:
+            return False
+        return floors.enrolled not in ("", self._enrolled)
+
+    def _mine(self, floors: Floors | None) -> Floors | None:
+        """What of it counts under the enrolment that there is now."""
+        if floors is None or not self._is_strange(floors):
+            return floors
+        self.notes.append(
+            "this device was enrolled anew; what it has seen is forgotten"
+        )
+        return Floors(clock=floors.clock)
+
     def _note_loss(self, first: Floors | None, second: Floors | None) -> None:
         """Say it where one place lacks what the other has, and mend it."""
         if first == second:
@@ -120,7 +150,8 @@ class Store:
         raw = floors_of.dump(self._floors)
         replace(self._disk, self._file, raw)
         with self._database.transaction("trust") as connection:
-            _put(connection, raw, None)
+            _put(connection, raw, {} if self._strange else None)
+        self._strange = False
 
 
 def _put(

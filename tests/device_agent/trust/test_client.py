@@ -102,6 +102,32 @@ def test_what_was_allowed_expires_before_it_is_activated(
     assert caught.value.reason is Reason.DESIRED_EXPIRED
 
 
+def test_enrolled_anew_it_begins_anew(
+    publisher: House, server: Liar, device: Device, tmp_path: Path
+) -> None:
+    """Another fleet's registry, whose versions are lower than those that were seen."""
+    raw = release("1.0.0", 7)
+    for number in range(3):
+        publisher.publish(release(f"0.{number}.0", number))
+    publisher.publish(raw)
+    device.update(publisher.envelope(raw, serial=9))
+    clock = device.client.floors.clock
+    other = house(tmp_path / "other", "linear")
+    other.publish(raw)
+    server.folder = tmp_path / "other/registry"
+    device.client.close()
+    device.house = other
+    device.__post_init__()
+    assert any("enrolled anew" in note for note in device.client.notes)
+    device.update(other.envelope(raw, serial=1))
+    floors = device.client.floors
+    assert (floors.serial, floors.versions["timestamp"]) == (1, 3)
+    assert floors.clock >= clock
+    device.reopen()
+    assert device.client.notes == ()
+    assert device.client.floors == floors
+
+
 def test_a_mirror_stands_in(publisher: House, server: Liar, device: Device) -> None:
     raw = release("1.0.0", 1)
     publisher.publish(raw)

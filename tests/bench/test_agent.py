@@ -10,7 +10,7 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SS = """\
 0 0 127.0.0.1:60 127.0.0.1:8883 users:(("python",pid=7,fd=9))
-\t bbr rto:200 bytes_sent:300 bytes_acked:299 bytes_received:200 segs_out:5 segs_in:4 send 1bps
+\t bbr rto:200 bytes_sent:300 bytes_acked:299 bytes_received:200 segs_out:5 segs_in:4
 0 0 127.0.0.1:61 127.0.0.1:8883 users:(("python",pid=71,fd=9))
 \t bbr bytes_sent:9999 segs_out:99
 """

@@ -27,6 +27,8 @@ from ..errors import InputError, UsageError
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_OTHERS = ("root", "seen")
+"""What else lies in a key folder: the trusted root, what was published."""
 Secrets = Callable[[str], str]
 """Given what to ask for, the passphrase or PIN."""
 
@@ -60,7 +62,7 @@ class Ring:
             if not folder.is_dir():
                 raise UsageError(f"no key folder {folder}; edgeml keys init makes one")
             for path in sorted(folder.glob("*.json")):
-                if path.stem != "root":
+                if path.stem not in _OTHERS:
                     self._take(_read(path))
 
     @property
@@ -164,7 +166,7 @@ class Ring:
         return signer
 
     def _check_free(self, name: str) -> None:
-        if not NAME.fullmatch(name) or name == "root":
+        if not NAME.fullmatch(name) or name in _OTHERS:
             raise UsageError(
                 f"{name!r} is no name for a key; like: root-1, team.vision"
             )

@@ -52,7 +52,7 @@ class Change:
         self.state = state
         self._ring = ring
         self._now = now
-        self._expiry = expiry or Expiry()
+        self.expiry = expiry or Expiry()
         self._before = state.root
         self._holders_before = {
             name: self.holders(name)[0] for name in self.names() if name != DIRECTOR
@@ -288,7 +288,7 @@ class Change:
         metadata.signed.unrecognized_fields[ISSUED] = int(self._now.timestamp())
 
     def _until(self, role: str) -> datetime:
-        span = getattr(self._expiry, role)
+        span = getattr(self.expiry, role)
         return (self._now + span).replace(microsecond=0)  # type: ignore[no-any-return]
 
 

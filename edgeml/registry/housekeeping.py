@@ -15,36 +15,23 @@ from typing import Any
 from tuf.api.metadata import Targets
 
 from ..errors import InputError
-from ..keys.ring import Ring
 from .change import LOCK, Change
-from .metadata import Expiry, load, parsed, versioned
+from .metadata import load, parsed, versioned
 from .publish import stored
 from .storage import Storage
 
 _VERSIONED = re.compile(r"metadata/([1-9]\d*)\.(.+)\.json")
 
 
-def refresh(
-    storage: Storage,
-    anchor: bytes,
-    ring: Ring,
-    now: datetime,
-    *,
-    expiry: Expiry | None = None,
-    rebuild: bool = False,
-    take_over: bool = False,
-) -> list[str]:
+def due(change: Change, now: datetime, rebuild: bool = False) -> Change:
     """Sign the timestamp again, and the snapshot where half its time is over.
 
-    Raises:
-        InputError: a key is missing, or the registry is not what it must be.
+    The change is returned, to be committed.
     """
-    expiry = expiry or Expiry()
-    state = load(storage, anchor, rebuild)
-    change = Change(state, ring, now, expiry)
-    if rebuild or state.snapshot.signed.expires - expiry.snapshot / 2 <= now:
+    until = change.state.snapshot.signed.expires
+    if rebuild or until - change.expiry.snapshot / 2 <= now:
         change.touch("snapshot")
-    return change.commit(storage, take_over)
+    return change
 
 
 def collect(

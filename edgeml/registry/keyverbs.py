@@ -114,7 +114,7 @@ def add(
     whom = _whom(role, model)
     key = _key(session.ring, name, uri, public)
     ceremony.add(change, whom, key, threshold)
-    written = change.commit(session.storage, take_over)
+    written = session.commit(change, take_over)
     _tell(f"{name} signs for {whom}", written, as_json, quiet)
 
 
@@ -155,7 +155,7 @@ def rotate(
         ceremony.replace(change, whom, old, key)
     if rebuild:
         change.touch("snapshot")
-    written = change.commit(session.storage, take_over)
+    written = session.commit(change, take_over)
     _tell(f"{new} signs for {', '.join(where)}, not {name}", written, as_json, quiet)
 
 
@@ -189,7 +189,7 @@ def revoke(
         raise UsageError(f"key {name} signs for nothing in {session.storage.url}")
     for whom in where:
         ceremony.revoke(change, whom, key, threshold)
-    written = change.commit(session.storage, take_over)
+    written = session.commit(change, take_over)
     _tell(f"{name} signs for {', '.join(where)} no more", written, as_json, quiet)
 
 
@@ -214,7 +214,7 @@ def threshold(
     change = session.change()
     whom = _whom(role, model)
     change.assign(whom, change.holders(whom)[0], count)
-    written = change.commit(session.storage, take_over)
+    written = session.commit(change, take_over)
     _tell(f"{whom} needs {count} signatures", written, as_json, quiet)
 
 

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..keys.ring import Ring, Secrets
 from .ceremony import anchor_of
 from .change import Change
+from .memory import Memory
 from .metadata import Expiry, load
 from .storage import Storage, storage
 
@@ -33,7 +34,19 @@ class Session:
     def change(self, rebuild: bool = False) -> Change:
         """A change of the registry as it is now."""
         state = load(self.storage, self.anchor, rebuild)
+        if not rebuild:
+            self._memory.check(state)
         return Change(state, self.ring, self.now, self.expiry)
+
+    def commit(self, change: Change, take_over: bool = False) -> list[str]:
+        """Publish a change, and remember it."""
+        written = change.commit(self.storage, take_over)
+        self._memory.keep(change.state)
+        return written
+
+    @property
+    def _memory(self) -> Memory:
+        return Memory(self.ring.home, self.storage.url)
 
 
 def begin(

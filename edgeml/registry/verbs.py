@@ -46,7 +46,7 @@ def publish(
     change = session.change()
     ready = [counted(change, path, counter) for path in bundles]
     published = put(change, session.storage, ready, channel)
-    written = change.commit(session.storage, take_over)
+    written = session.commit(change, take_over)
     facts = {"published": [one.facts() for one in published], "written": written}
     if as_json or not quiet:
         tell(
@@ -103,14 +103,13 @@ def refresh(
     quiet: Quiet = False,
 ) -> None:
     """Sign the timestamp again (daily, by cron), and the snapshot when it is due."""
-    from .housekeeping import refresh as sign
+    from .housekeeping import due
     from .session import begin
 
     session = begin(url, keys or [KEYS], passphrase, passphrase_file)
-    written = sign(
-        session.storage, session.anchor, session.ring, session.now,
-        rebuild=rebuild, take_over=take_over,
-    )  # fmt: skip
+    written = session.commit(
+        due(session.change(rebuild), session.now, rebuild), take_over
+    )
     if as_json or not quiet:
         tell({"written": written}, as_json, lambda: [f"wrote {one}" for one in written])
 

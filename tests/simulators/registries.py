@@ -20,7 +20,7 @@ from edgeml.keys.director import sign_desired
 from edgeml.keys.ring import Ring
 from edgeml.registry import ceremony
 from edgeml.registry.change import Change
-from edgeml.registry.housekeeping import refresh
+from edgeml.registry.housekeeping import due
 from edgeml.registry.metadata import Expiry, load
 from edgeml.registry.publish import Published, publish, stored
 from edgeml.registry.storage import Folder, Storage
@@ -88,10 +88,7 @@ class House:
         return found
 
     def refresh(self, rebuild: bool = False) -> list[str]:
-        return refresh(
-            self.storage, self.anchor, self.ring, self.now, expiry=self.expiry,
-            rebuild=rebuild,
-        )  # fmt: skip
+        return due(self.change(rebuild), self.now, rebuild).commit(self.storage)
 
     def signer(self, name: str) -> Signer:
         return self.ring.signer(self.ring.entry(name))

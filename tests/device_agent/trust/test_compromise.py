@@ -16,7 +16,7 @@ TELLING = (
     ("transport", "director", "root-1", "snapshot", "timestamp"),
     ("director", "root-1", "root-2", "snapshot", "team", "timestamp"),
 )  # fmt: skip
-"""One of each kind: in the default run. All 256 in scripts/test faults."""
+"""One of each kind. All 256 in scripts/test faults."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,13 @@ def compared(some: list[Powers], ground: Ground, folder: Path) -> None:
     assert wrong == []
 
 
+def test_the_page_says_what_each_key_alone_is_good_for() -> None:
+    nothing = Damage(False, False, False, None)
+    assert [expected(frozenset({one})) for one in POWERS[:-1]] == [nothing] * 7
+    assert expected(frozenset(POWERS)) == Damage(True, True, True, NEVER)
+
+
+@pytest.mark.long
 def test_the_telling_sets(ground: Ground, tmp_path: Path) -> None:
     compared([frozenset(one) for one in TELLING], ground, tmp_path)
 

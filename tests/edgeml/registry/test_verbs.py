@@ -1,6 +1,7 @@
 """The verbs as a person types them: init, add, publish, verify, rotate, gc."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_refresh_and_gc(place: Path) -> None:
     before = say(place, "registry", "gc", "--keep", "1", "--dry-run")["removed"]
     assert before == say(place, "registry", "gc", "--keep", "1")["removed"] != []
     assert say(place, "registry", "gc", "--keep", "1")["removed"] == []
+
+
+def test_an_older_state_is_not_signed_anew(place: Path) -> None:
+    """The registry's files are in the wrong hands; the keys are not."""
+    shutil.copytree(place / "registry", place / "older")
+    bundle = place / "linear.edgeml"
+    bundle.write_bytes(release("1.0.0", 1))
+    say(place, "publish", str(bundle))
+    shutil.rmtree(place / "registry")
+    (place / "older").rename(place / "registry")
+    for words in (("registry", "refresh"), ("publish", str(bundle))):
+        assert "somebody has put an older state there" in say(place, *words, code=4)
 
 
 def test_a_difference_is_exit_code_1(place: Path) -> None:

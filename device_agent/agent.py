@@ -83,6 +83,7 @@ class Agent:
         listeners, access = listen(config.listen, config.state)
         self._lanes = tuple(Lane(f"lane-{n}") for n in range(config.lanes))
         self._repository = Repository(config, self._lanes)
+        self._repository.starting = True
         self._budget = Budget(config.limits.buffered_bytes)
         application = Application(
             self._repository, self._budget, access, config.limits.body_bytes,
@@ -107,7 +108,7 @@ class Agent:
                 task.cancel()
         await self._server.stop(config.drain_s)
         if self._enrolled is not None:
-            await self._enrolled.stop()
+            await self._enrolled.stop(self._code == OK)
         await self._repository.close()
         return self._code
 
@@ -116,6 +117,7 @@ class Agent:
         self._enrolled = await join(self._config, self._repository, self._give_up)
         if self._enrolled is not None:
             await self._enrolled.boot()
+        self._repository.starting = False
         refused = 0
         for path in self._config.bundles:
             try:

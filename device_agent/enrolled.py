@@ -5,18 +5,15 @@ The rules it keeps:
 1. Nothing here is on the way of a request. What blocks has threads of its own.
 2. What was committed is served also where the identity is lost, the broker or the
    registry is gone for good, or the disk is full.
-3. Clocks, chance and ids are taken from the system here and nowhere below.
+3. Clocks, chance and ids are taken from the system here and in :mod:`.member`.
 """
 
 import asyncio
 import logging
 import random
-import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,31 +23,26 @@ from .config import AgentConfig, LinkConfig, UpdateConfig
 from .contract import machine
 from .contract.codes import Phase, Reason
 from .contract.messages import Attempt, Running
-from .download.downloader import Downloader, pool
-from .download.rules import DownloadLimits, Wanted
-from .durable import REAL, make_folder
-from .errors import UpdateError
+from .durable import REAL
+from .errors import IdentityError, StorageError
 from .identity import Identity, load_identity
 from .link.link import Link, LinkSettings
 from .link.ports import Description
 from .link.pump import PumpSettings
 from .link.session import SessionSettings
-from .log import configure_level
+from .log import configure_level, event
+from .member import Means, Member, compatible, facts, new_id
 from .serving.lane import Lane
 from .serving.repository import Repository
-from .spool.rules import SpoolLimits
-from .spool.spool import Spool
-from .trust.client import Authorized, TrustClient, TrustConfig
-from .trust.wire import Facts
-from .updating.facts import SLOTS, Goal, Held
+from .updating.facts import SLOTS, Held
 from .updating.health import Trial
 from .updating.policy import Limits
 from .updating.state import NAME
 from .updating.updater import Parts, Settings, Updater
 from .windows import Windows
 
-FLOORS: Final = "floors"
-"""Folder beside the state's own files: the second place of the floors."""
+AGAIN_S: Final = 30.0
+"""Until what the disk did not let us open is tried again."""
 _LOG = logging.getLogger("edgeml.fleet")
 
 
@@ -58,16 +50,18 @@ class Enrolled:
     """Spool, trust, updater and link of one agent; made by :func:`join`."""
 
     def __init__(
-        self, config: AgentConfig, repository: Repository, member: "Member | None",
+        self, config: AgentConfig, repository: Repository, identity: Identity | None,
         give_up: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._config = config
-        self._member = member
+        self._repository = repository
+        self._identity = identity
+        self._means = Means(identity is not None)
         self._started = time.monotonic()
         updates = config.update
         parts = Parts(
-            trust=member or _Nobody(),
-            fetch=member or _Nobody(),
+            trust=self._means,
+            fetch=self._means,
             models=Candidates(repository, config),
             outlet=self,
             disk=REAL,
@@ -79,14 +73,6 @@ class Enrolled:
         )
         self.updater = Updater(config.state, parts, settings_of(updates))
         self._link: Link | None = None
-        self._windows: Windows | None = None
-        if member is not None:
-            self._link = Link(
-                member.identity, self, member.spool, link_settings(config.link),
-                random=random.random, ids=_id,
-            )  # fmt: skip
-            self._windows = Windows(repository.served, member.spool.add)
-            member.listen(asyncio.get_running_loop(), self._link.added)
 
     async def boot(self) -> None:
         """Serve what is committed."""
@@ -101,25 +87,51 @@ class Enrolled:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.updater.run())
-            if self._link is not None:
-                tasks.create_task(self._link.run())
-            if self._windows is not None:
-                window_s = self._config.link.window_s
-                tasks.create_task(self._windows.run(window_s))
+            if self._identity is not None:
+                tasks.create_task(self._take_part(self._identity))
 
-    async def stop(self) -> None:
-        """After :meth:`run` has ended: the agent ends in order."""
-        await self.updater.stop()
-        if self._member is not None:
-            await asyncio.to_thread(self._member.close)
+    async def stop(self, orderly: bool) -> None:
+        """After :meth:`run` has ended: the agent ends, as it was asked to or not."""
+        await self.updater.stop(orderly)
+        if self._means.member is not None:
+            await asyncio.to_thread(self._means.member.close)
+
+    async def _take_part(self, identity: Identity) -> None:
+        """Open what the fleet needs, as soon as the disk lets us; be linked."""
+        while self._means.member is None:
+            try:
+                self._means.member = await asyncio.to_thread(
+                    Member, self._config, identity
+                )
+            except StorageError as error:
+                event(_LOG, logging.ERROR, "no part in the fleet", reason=str(error))
+                await asyncio.sleep(AGAIN_S)
+        member, settings = self._means.member, self._config.link
+        self._link = Link(
+            identity, self, member.spool, link_settings(settings),
+            random=random.random, ids=new_id,
+        )  # fmt: skip
+        windows = Windows(self._repository.served, member.spool.add)
+        member.listen(asyncio.get_running_loop(), self._link.added)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._link.run())
+            tasks.create_task(windows.run(settings.window_s))
 
     # As the updater's outlet ---------------------------------------------------------
 
     def step(self, number: int, body: dict[str, Any], at: float) -> None:
-        """Keep a step until the fleet has it; blocks until it is durable."""
-        if self._member is not None:
-            self._member.spool.add("step", body, at)
-            self._member.spool.flush()
+        """Keep a step until the fleet has it; blocks until it is durable.
+
+        Raises:
+            StorageError: it is not kept.
+        """
+        if self._identity is None:
+            return
+        if self._means.member is None:
+            raise StorageError(Reason.STORAGE, "the spool is not open yet")
+        spool = self._means.member.spool
+        spool.add("step", body, at)
+        spool.flush()
 
     def report(self, running: Running | None, attempt: Attempt | None) -> None:
         """What runs, or how the attempt stands, has changed."""
@@ -169,9 +181,10 @@ class Enrolled:
 
     def status(self) -> dict[str, Any]:
         """All of it, as the local API shows it; may wait for the disk."""
-        state, running, member = self.updater.state, self.updater.running, self._member
+        state, running = self.updater.state, self.updater.running
+        member = self._means.member
         found: dict[str, Any] = {
-            "enrolled": member is not None,
+            "enrolled": self._identity is not None,
             "slots": {name: _plain(state.slot(name)) for name in SLOTS},
             "committed": state.committed,
             "active": state.active,
@@ -191,119 +204,6 @@ class Enrolled:
         return found
 
 
-class Member:
-    """An enrolled device's means: whom it believes, where records wait, how it gets
-    bundles. Implements the updater's ``Trust`` and ``Fetch``."""
-
-    def __init__(self, config: AgentConfig, identity: Identity) -> None:
-        """Open them; blocks.
-
-        Raises:
-            StorageError: the disk.
-        """
-        document = identity.document
-        self.identity = identity
-        self._added: Callable[[], None] = lambda: None
-        self.spool = Spool(
-            config.state,
-            REAL,
-            SpoolLimits(bytes_max=config.spool.bytes_max, age_s=config.spool.age_s),
-            _id,
-            added=lambda: self._added(),
-        )
-        floors = config.state / FLOORS
-        make_folder(REAL, floors)
-        self.trust = TrustClient(
-            TrustConfig(
-                identity.root, identity.director, document.registry,
-                Facts(document.device, compatible(), __version__),
-                ca=_existing(identity.folder / "registry-ca.crt"),
-                enrolled=document.enrolled_at.timestamp(),
-            ),
-            config.state, floors,
-        )  # fmt: skip
-        downloads = config.state / "download"
-        make_folder(REAL, downloads)
-        rate = config.update.rate_bytes_s
-        self._downloader = Downloader(
-            downloads, REAL, DownloadLimits(rate_bytes_s=rate or None),
-            pool(_existing(identity.folder / "registry-ca.crt")),
-        )  # fmt: skip
-        for note in self.trust.notes:
-            _LOG.warning("trust: %s", note)
-
-    def listen(
-        self, loop: asyncio.AbstractEventLoop, added: Callable[[], None]
-    ) -> None:
-        """Say on the loop when there are new records."""
-
-        def tell() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(added)
-
-        self._added = tell
-
-    def close(self) -> None:
-        """Give everything back; blocks."""
-        self._added = lambda: None
-        self.spool.close()
-        self.trust.close()
-
-    def authorize(self, envelope: bytes) -> Goal:
-        """What the envelope asks for, if director and registry vouch for it now."""
-        found = self.trust.authorize(envelope, time.time())
-        return Goal(
-            envelope, found.desired, found.path, found.length, found.urls,
-            found.custom, found.valid_until,
-        )  # fmt: skip
-
-    def confirm(self, goal: Goal) -> None:
-        """Whether they still do; the registry is asked only where its word is old."""
-        known = Authorized(
-            goal.desired, goal.path, goal.length, goal.urls, goal.custom, {},
-            goal.valid_until,
-        )  # fmt: skip
-        try:
-            self.trust.still(known, time.time())
-        except UpdateError as error:
-            if error.reason is not Reason.METADATA_EXPIRED:
-                raise
-            found = self.authorize(goal.envelope)
-            if found.desired.digest != goal.desired.digest:
-                raise UpdateError(
-                    Reason.TARGET_MISMATCH, f"{goal.path} is another bundle by now"
-                ) from error
-
-    def committed(self, held: Held) -> None:
-        """Older releases of that model are refused from now on."""
-        self.trust.raised(held.release.model, held.target, held.counter, held.digest)
-
-    def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
-        """The whole file at ``path``."""
-        wanted = Wanted(goal.desired.digest, goal.length, goal.urls)
-        found, _ = self._downloader.fetch(wanted, stop)
-        assert found == path, "both name it by its digest"
-
-
-class _Nobody:
-    """Trust and Fetch of a device without identity: it believes nobody."""
-
-    def authorize(self, envelope: bytes) -> Goal:
-        raise UpdateError(
-            Reason.TRUST_UNAVAILABLE,
-            "this device is not enrolled; edgeml-agent enroll does that",
-        )
-
-    def confirm(self, goal: Goal) -> None:
-        self.authorize(goal.envelope)
-
-    def committed(self, held: Held) -> None:
-        """There is no floor to raise."""
-
-    def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
-        self.authorize(goal.envelope)
-
-
 async def join(
     config: AgentConfig, repository: Repository, give_up: Callable[[str], None]
 ) -> Enrolled | None:
@@ -312,17 +212,15 @@ async def join(
     Returns:
         None: it is not enrolled, and no fleet has ever given it anything.
 
-    Raises:
-        StorageError: the disk.
-        IdentityError: it is enrolled, and its identity cannot be used.
     """
-    identity = await asyncio.to_thread(load_identity, config.state)
+    try:
+        identity = await asyncio.to_thread(load_identity, config.state)
+    except IdentityError as error:
+        event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
+        identity = None
     if identity is None and not (config.state / NAME).exists():
         return None
-    member = None
-    if identity is not None:
-        member = await asyncio.to_thread(Member, config, identity)
-    return Enrolled(config, repository, member, give_up)
+    return Enrolled(config, repository, identity, give_up)
 
 
 def settings_of(config: UpdateConfig) -> Settings:
@@ -361,36 +259,6 @@ def link_settings(config: LinkConfig) -> LinkSettings:
             ack_s=config.ack_s, ack_max_s=config.ack_max_s, linger_s=config.linger_s,
         ),
     )  # fmt: skip
-
-
-def compatible() -> tuple[str, ...]:
-    """What bundles may be made for to run here: this board by its device tree, and
-    what every machine of its architecture is."""
-    arch = machine.arch()
-    try:
-        raw = Path("/proc/device-tree/compatible").read_bytes()
-    except OSError:
-        raw = b""
-    tree = [one for one in raw.decode("ascii", "replace").split("\0") if one]
-    return (*tree, f"cpu-{arch}", f"{arch}-linux")
-
-
-def facts() -> dict[str, Any]:
-    """Hardware and system, for the inventory."""
-    return {
-        "arch": machine.arch(),
-        "processor": machine.name(),
-        "cores": machine.cores(),
-        "features": sorted(machine.features()),
-    }
-
-
-def _id() -> str:
-    return secrets.token_hex(8)
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
 
 
 def _plain(held: Held | None) -> dict[str, Any] | None:

@@ -49,13 +49,15 @@ class Repository:
         self._expected = {path.absolute() for path in config.bundles}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self.starting = False
+        """Whether it is not yet known what there is to serve."""
         sweep(config.state)
 
     @property
     def ready(self) -> bool:
         """Whether every expected bundle was taken, and every model is served."""
         return (
-            not self._stopping
+            not (self._stopping or self.starting)
             and all(path in self._taken for path in self._expected)
             and all(name in self._active for name in self._taken.values())
         )
@@ -172,13 +174,13 @@ class Repository:
             UnknownError: no such model.
         """
         model = self._model(name)
+        gone = {path for path, taken in self._taken.items() if taken == name}
+        for path in gone:
+            del self._taken[path]
+        self._expected -= gone
         await self._whole(model.unload())
         if not model.versions:
             self._models.pop(name, None)
-            gone = {path for path, taken in self._taken.items() if taken == name}
-            for path in gone:
-                del self._taken[path]
-            self._expected -= gone
 
     async def commit(self, name: str) -> None:
         """End the trial of a model: the previous version leaves.

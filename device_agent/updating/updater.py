@@ -169,11 +169,11 @@ class Updater:
             while True:
                 await self._apply(await self._events.get())
 
-    async def stop(self) -> None:
-        """Once ``run`` has ended: the agent ends in order, within a second."""
+    async def stop(self, orderly: bool = True) -> None:
+        """Once ``run`` has ended: the agent ends; not orderly counts as a start."""
         self._stop.set()
         state, _ = step(self.state, Stopped(), self._now(), self._settings.limits)
-        if state != self.state and self._store is not None:
+        if orderly and state != self.state and self._store is not None:
             store, at = self._store, self._parts.wall()
             try:
                 await asyncio.wait_for(

@@ -45,7 +45,10 @@ def test_a_first_and_a_second_release(tmp_path: Path) -> None:
         second = await to(device, 2)
         assert await device.ask() == 2
         assert device.slots() == {"a": first, "b": second}
-        assert [one.version for one in device.repository.served()] == ["2.0.0"]
+        await device.until(
+            lambda: [one.version for one in device.repository.served()] == ["2.0.0"]
+        )
+        await device.until(lambda: device.fleet.reports[-1][1].outcome is not None)
         running, attempt = device.fleet.reports[-1]
         assert (running.digest, running.committed) == (second, True)
         assert attempt.evidence["inferences"] >= TRIAL.inferences

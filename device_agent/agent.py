@@ -27,7 +27,7 @@ from .contract.machine import memory_bytes
 from .durable import StateLock
 from .enrolled import Enrolled, join
 from .errors import RefusedError
-from .log import configure, event
+from .log import Recent, configure, event
 from .net.listen import listen, raise_file_limit
 from .net.server import Server, loop_factory
 from .serving.lane import Lane
@@ -114,7 +114,11 @@ class Agent:
 
     async def _load(self) -> bool:
         """Install what the fleet gave and every bundle; whether anything is served."""
-        self._enrolled = await join(self._config, self._repository, self._give_up)
+        recent = Recent()
+        logging.getLogger().addHandler(recent)
+        self._enrolled = await join(
+            self._config, self._repository, self._give_up, recent.lines
+        )
         if self._enrolled is not None:
             await self._enrolled.boot()
         self._repository.starting = False

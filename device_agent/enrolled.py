@@ -51,12 +51,13 @@ class Enrolled:
 
     def __init__(
         self, config: AgentConfig, repository: Repository, identity: Identity | None,
-        give_up: Callable[[str], None],
+        give_up: Callable[[str], None], recent: Callable[[], list[str]],
     ) -> None:  # fmt: skip
         self._config = config
         self._repository = repository
         self._identity = identity
         self._means = Means(identity is not None)
+        self._recent = recent
         self._started = time.monotonic()
         updates = config.update
         parts = Parts(
@@ -70,6 +71,7 @@ class Enrolled:
             wall=time.time,
             chance=random.random,
             give_up=give_up,
+            recent=recent,
         )
         self.updater = Updater(config.state, parts, settings_of(updates))
         self._link: Link | None = None
@@ -167,6 +169,7 @@ class Enrolled:
             "phase": state.phase.value,
             "note": state.note and asdict(state.note),
             "starts": state.job.starts if state.job else 0,
+            "log": self._recent(),
         }
 
     def log_level(self, level: str) -> None:
@@ -205,9 +208,16 @@ class Enrolled:
 
 
 async def join(
-    config: AgentConfig, repository: Repository, give_up: Callable[[str], None]
-) -> Enrolled | None:
+    config: AgentConfig, repository: Repository, give_up: Callable[[str], None],
+    recent: Callable[[], list[str]],
+) -> Enrolled | None:  # fmt: skip
     """Take part in the fleet that this device is enrolled with.
+
+    Args:
+        config: how this agent is set.
+        repository: what is served.
+        give_up: ends this process, where only a fresh one can go on.
+        recent: the last lines of the log.
 
     Returns:
         None: it is not enrolled, and no fleet has ever given it anything.
@@ -220,7 +230,7 @@ async def join(
         identity = None
     if identity is None and not (config.state / NAME).exists():
         return None
-    return Enrolled(config, repository, identity, give_up)
+    return Enrolled(config, repository, identity, give_up, recent)
 
 
 def settings_of(config: UpdateConfig) -> Settings:

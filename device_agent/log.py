@@ -12,12 +12,15 @@ The rules it keeps:
 import json
 import logging
 import sys
+from collections import deque
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Protocol
 
 VALUE_CHARS_MAX = 2_000
 TRACEBACK_CHARS_MAX = 20_000
+RECENT_MAX = 10
+RECENT_CHARS_MAX = 300
 
 _FIELDS = "edgeml_fields"
 _FIXED = ("ts", "level", "event", "logger", "exception")
@@ -104,6 +107,24 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+class Recent(logging.Handler):
+    """The last warnings and errors, a line each: what a person asks for first."""
+
+    def __init__(self, count: int = RECENT_MAX) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(_Text())
+        self._lines: deque[str] = deque(maxlen=count)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep its first line."""
+        line = self.format(record).partition("\n")[0]
+        self._lines.append(line[:RECENT_CHARS_MAX])
+
+    def lines(self) -> list[str]:
+        """Oldest first."""
+        return list(self._lines)
 
 
 class _Text(logging.Formatter):

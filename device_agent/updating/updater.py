@@ -15,12 +15,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..contract.codes import Reason
+from ..contract.codes import RETRYABLE, Reason
 from ..contract.messages import Running
 from ..durable import Disk
 from ..errors import StorageError, UpdateError
@@ -92,6 +92,8 @@ class Parts:
     """Random, 0 to 1."""
     give_up: Callable[[str], None]
     """End this process, as only a fresh one can go on."""
+    recent: Callable[[], list[str]] = list
+    """The last lines of the log: evidence of what failed."""
 
 
 @dataclass(frozen=True)
@@ -270,10 +272,12 @@ class Updater:
         try:
             event = await self._worker.run(lambda: work(job, stop))
         except UpdateError as error:
+            evidence = error.evidence
+            if error.reason not in RETRYABLE:
+                evidence = {**evidence, "log": self._parts.recent()}
             event = Failed(
-                job.number, error.reason, error.text, error.evidence,
-                self._parts.chance(),
-            )  # fmt: skip
+                job.number, error.reason, error.text, evidence, self._parts.chance()
+            )
         except StorageError as error:
             event = Failed(
                 job.number, error.reason, str(error), {}, self._parts.chance()
@@ -386,6 +390,9 @@ class Updater:
             self._parts.models, job, path, trial, self._settings.activate_s,
             self._parts.clock, self._tell,
         )  # fmt: skip
+        if isinstance(event, Failed):
+            evidence = {**event.evidence, "log": self._parts.recent()}
+            event = replace(event, evidence=evidence)
         self._events.put_nowait(event)
 
     def _end_trial(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.config import LogConfig
-from device_agent.log import VALUE_CHARS_MAX, configure, event, printable
+from device_agent.log import VALUE_CHARS_MAX, Recent, configure, event, printable
 
 LOGGER = logging.getLogger("edgeml.test")
 UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access")
@@ -224,3 +224,18 @@ def test_warnings_of_python_are_events_too(capsys: Capture):
     (line,) = parsed(capsys)
     assert (line["level"], line["logger"]) == ("warning", "py.warnings")
     assert "UserWarning: careful" in line["event"]
+
+
+def test_the_last_warnings_are_kept() -> None:
+    logger = logging.getLogger("edgeml.test.recent")
+    kept = Recent(2)
+    logger.addHandler(kept)
+    try:
+        event(logger, logging.INFO, "of no interest")
+        for number in range(3):
+            event(logger, logging.WARNING, "odd\nthing", number=number)
+    finally:
+        logger.removeHandler(kept)
+    first, second = kept.lines()
+    assert first.endswith("odd\\nthing number=1")
+    assert second.endswith("odd\\nthing number=2")

@@ -55,7 +55,7 @@ CHECKS = [
     status_code_conformance,
 ]
 bounded = settings(
-    max_examples=20,
+    max_examples=12,
     derandomize=True,
     database=None,
     deadline=None,

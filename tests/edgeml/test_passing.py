@@ -213,6 +213,7 @@ def test_what_a_training_child_raises_comes_as_what_it_was(tmp_path: Path) -> No
         trained(path)
 
 
+@pytest.mark.long
 def test_a_crash_in_training_is_an_error_that_names_the_pass(tmp_path: Path) -> None:
     path = project(tmp_path, "segfault")
     with pytest.raises(PassError, match=r"died of SIGSEGV while it was at: .*train"):

@@ -7,7 +7,8 @@
         callers.more(20)
     assert not callers.failures
 
-1. Each keeps one connection and asks the next as soon as it has an answer.
+1. Each keeps one connection and asks the next as soon as it has an answer, or
+   ``pause_s`` later.
 2. A request is lost when its connection ends without an answer; that is a failure.
 3. ``check`` looks at an answer and says which version gave it.
 """
@@ -54,6 +55,7 @@ class Callers:
     url: str
     check: Callable[[Any], str]
     model: str
+    pause_s: float = 0.0
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     asked: int = 0
@@ -81,6 +83,8 @@ class Callers:
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append(Failure(0, repr(error)))
                 connection.close()
+            if self.pause_s:
+                self._stop.wait(self.pause_s)
         connection.close()
 
     def _ask(self, connection: http.client.HTTPConnection, name: str) -> None:
@@ -109,10 +113,14 @@ class Callers:
 
 @contextmanager
 def calling(
-    url: str, check: Callable[[Any], str], count: int = 8, model: str = "linear"
+    url: str,
+    check: Callable[[Any], str],
+    count: int = 8,
+    model: str = "linear",
+    pause_s: float = 0.0,
 ) -> Iterator[Callers]:
     """Let ``count`` callers ask until the end of the block."""
-    callers = Callers(url, check, model)
+    callers = Callers(url, check, model, pause_s)
     threads = [
         threading.Thread(target=callers._call, args=(number,), daemon=True)
         for number in range(count)

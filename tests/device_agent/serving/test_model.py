@@ -7,7 +7,7 @@ from typing import Any
 
 import bundles
 import pytest
-from repositories import House, linear, tell
+from repositories import House, linear, remembering, tell
 
 from device_agent.config import ModelConfig
 from device_agent.errors import RefusedError, UnavailableError, UnknownError
@@ -83,7 +83,7 @@ def test_the_old_one_is_drained(tmp_path: Path) -> None:
         await until(lambda: house.unpacked() == 1)
         assert old.state == "closed"
 
-    tell(tmp_path, story)
+    remembering(tmp_path, story)
 
 
 def test_it_takes_longer_than_it_may(
@@ -99,7 +99,7 @@ def test_it_takes_longer_than_it_may(
             assert await house.ask() == 3
         await until(lambda: house.unpacked() == 1)
 
-    tell(tmp_path, story, drain_s=0.1)
+    remembering(tmp_path, story, drain_s=0.1)
 
 
 @POLICIES
@@ -125,7 +125,7 @@ def test_what_is_refused_changes_nothing(tmp_path: Path, model: ModelConfig) -> 
         await house.repository.install(house.write(linear(2)))
         await until(lambda: house.lines() == [("linear", "2.0.0", "READY")])
 
-    tell(tmp_path, story, model=model)
+    remembering(tmp_path, story, model=model)
 
 
 class TestMemoryPolicy:
@@ -172,7 +172,7 @@ class TestMemoryPolicy:
                         await house.repository.install(house.write(raw))
             assert not watch.refusals
 
-        tell(tmp_path, story, model=FRUGAL)
+        remembering(tmp_path, story, model=FRUGAL)
 
     def test_the_old_one_cannot_come_back(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -200,7 +200,7 @@ class TestMemoryPolicy:
                 assert old.loaded.session.predict(bundles.vectors(1)[0])
             await until(lambda: house.unpacked() == 1)
 
-        tell(tmp_path, story, model=FRUGAL, drain_s=0.1)
+        remembering(tmp_path, story, model=FRUGAL, drain_s=0.1)
 
 
 def test_changes_come_one_after_another(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_changes_come_one_after_another(tmp_path: Path) -> None:
         assert {await house.ask()} <= {4, 5}
         await until(lambda: house.unpacked() == len(house.repository.served()))
 
-    tell(tmp_path, story)
+    remembering(tmp_path, story)
 
 
 class TestTrial:
@@ -241,7 +241,7 @@ class TestTrial:
                 with pytest.raises(UnknownError, match="no version of linear is on tr"):
                     await change("linear")
 
-        tell(tmp_path, story, model=model)
+        remembering(tmp_path, story, model=model)
 
     @POLICIES
     def test_rollback(self, tmp_path: Path, model: ModelConfig) -> None:
@@ -258,7 +258,7 @@ class TestTrial:
             await until(lambda: house.lines() == [("linear", "1.0.0", "READY")])
             assert house.unpacked() == 1
 
-        tell(tmp_path, story, model=model)
+        remembering(tmp_path, story, model=model)
 
     @POLICIES
     def test_a_second_trial(self, tmp_path: Path, model: ModelConfig) -> None:
@@ -273,7 +273,7 @@ class TestTrial:
             await repository.rollback("linear")
             assert await house.ask() == 1, "the last that was committed"
 
-        tell(tmp_path, story, model=model)
+        remembering(tmp_path, story, model=model)
 
     @POLICIES
     def test_a_trial_that_is_refused(self, tmp_path: Path, model: ModelConfig) -> None:
@@ -292,7 +292,7 @@ class TestTrial:
             await repository.rollback("linear")
             assert await house.ask() == 1
 
-        tell(tmp_path, story, model=model)
+        remembering(tmp_path, story, model=model)
 
     def test_the_previous_one_cannot_be_opened(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -306,7 +306,7 @@ class TestTrial:
             await repository.commit("linear")
             assert await house.ask() == 2
 
-        tell(tmp_path, story, model=FRUGAL)
+        remembering(tmp_path, story, model=FRUGAL)
 
     def test_corrected_while_it_is_on_trial(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -318,7 +318,7 @@ class TestTrial:
             await repository.rollback("linear")
             assert await house.ask() == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     @POLICIES
     def test_an_unload_ends_it(self, tmp_path: Path, model: ModelConfig) -> None:
@@ -331,4 +331,4 @@ class TestTrial:
             with pytest.raises(UnknownError, match="on trial"):
                 await repository.commit("linear")
 
-        tell(tmp_path, story, model=model)
+        remembering(tmp_path, story, model=model)

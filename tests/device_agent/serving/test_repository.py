@@ -8,7 +8,7 @@ from typing import Any
 
 import bundles
 import pytest
-from repositories import House, linear, tell
+from repositories import House, linear, remembering, tell
 
 from device_agent.config import ModelConfig
 from device_agent.errors import RefusedError, UnavailableError, UnknownError
@@ -52,7 +52,7 @@ def test_who_is_not_there(tmp_path: Path, ask: Any) -> None:
             with pytest.raises(UnknownError):
                 await getattr(house.repository, change)("other")
 
-    tell(tmp_path, story)
+    remembering(tmp_path, story)
 
 
 def test_models_are_spread_over_the_lanes(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_models_are_spread_over_the_lanes(tmp_path: Path) -> None:
         assert await house.ask("a") == 2
         assert await house.ask("b") == 1
 
-    tell(tmp_path, story, lanes=2)
+    remembering(tmp_path, story, lanes=2)
 
 
 class TestVersions:
@@ -87,7 +87,7 @@ class TestVersions:
             assert await house.ask() == 2
             assert len(house.repository.served()) == 3
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_of_equal_releases_the_last_given(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -95,7 +95,7 @@ class TestVersions:
                 await house.repository.install(house.write(linear(number), str(number)))
             assert await house.ask() == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_the_same_version_from_another_file(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -104,7 +104,7 @@ class TestVersions:
             assert await house.ask() == 2
             assert len(house.repository.served()) == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_another_version_in_the_same_file(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -113,7 +113,7 @@ class TestVersions:
             assert await house.ask() == 1, "what is in the file now"
             assert len(house.repository.served()) == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
 
 class TestLoad:
@@ -125,7 +125,7 @@ class TestLoad:
             assert await house.repository.load("linear") is not first
             assert await house.ask() == 2
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_an_unchanged_file_whose_breaker_is_open(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -134,7 +134,7 @@ class TestLoad:
             assert await house.repository.load("linear") is not first
             assert await house.ask() == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_the_file_holds_another_model(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -146,7 +146,7 @@ class TestLoad:
             assert "'other'" in house.reason("1.0.0")
             assert house.repository.ready
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_after_an_unload(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -164,7 +164,7 @@ class TestLoad:
             assert house.repository.ready
             assert await house.ask() == 1
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
 
 class TestReady:
@@ -179,7 +179,7 @@ class TestReady:
                 await house.repository.install(path)
             assert house.repository.ready
 
-        tell(tmp_path, story, bundles=paths)
+        remembering(tmp_path, story, bundles=paths)
 
     def test_a_bundle_that_cannot_be_read(self, tmp_path: Path) -> None:
         paths = (tmp_path / "good.edgeml", tmp_path / "bad.edgeml")
@@ -205,7 +205,7 @@ class TestReady:
             assert repository.ready
             assert [line[0] for line in house.lines()] == ["linear", "other"]
 
-        tell(tmp_path, story, bundles=paths)
+        remembering(tmp_path, story, bundles=paths)
 
     def test_a_bundle_that_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "linear.edgeml"
@@ -223,7 +223,7 @@ class TestReady:
             assert house.repository.ready
             assert house.lines() == [("linear", "1.0.0", "READY")]
 
-        tell(tmp_path, story, bundles=(path,))
+        remembering(tmp_path, story, bundles=(path,))
 
 
 class TestBreaker:
@@ -243,7 +243,7 @@ class TestBreaker:
             assert house.repository.find("linear") is served
             assert "breaker is open" in house.reason("1.0.0")
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
     def test_the_configured_fallback(self, tmp_path: Path) -> None:
         models = {"linear": ModelConfig(fallback="spare", breaker_open_s=0.1)}
@@ -272,7 +272,7 @@ class TestBreaker:
             with pytest.raises(UnavailableError):
                 repository.route("linear")
 
-        tell(tmp_path, story, models=models)
+        remembering(tmp_path, story, models=models)
 
     def test_the_previous_version_during_a_trial(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -289,7 +289,7 @@ class TestBreaker:
             with pytest.raises(UnavailableError):
                 repository.route("linear")
 
-        tell(tmp_path, story)
+        remembering(tmp_path, story)
 
 
 class TestEnd:
@@ -330,7 +330,7 @@ class TestEnd:
                 with pytest.raises(UnavailableError, match="stopping"):
                     await change()
 
-        tell(tmp_path, story, model=ModelConfig(inline_us=0.0))
+        remembering(tmp_path, story, model=ModelConfig(inline_us=0.0))
 
     def test_close_does_not_wait_for_ever(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:
@@ -341,7 +341,7 @@ class TestEnd:
             while house.unpacked():  # in time, it is
                 await asyncio.sleep(0.01)
 
-        tell(tmp_path, story, drain_s=0.1)
+        remembering(tmp_path, story, drain_s=0.1)
 
     def test_close_during_a_load(self, tmp_path: Path) -> None:
         async def story(house: House) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from unlimited import HERE, read_here  # noqa: F401
 
 from edgeml.errors import ModelError
 from edgeml.intake.importer import kind_of, load_model, load_onnx
@@ -63,6 +64,7 @@ def test_a_sound_model_comes_in(tmp_path):
     assert list(model.lineage[0].parameters["files"]) == ["m.onnx"]
 
 
+@HERE
 def test_initializers_are_no_inputs_and_nodes_get_names(tmp_path):
     weights = numpy_helper.from_array(np.ones((1, 4), np.float32), "w")
     made = hostile.model(
@@ -91,6 +93,7 @@ def test_external_data_beside_the_model_is_inlined(tmp_path):
     assert sorted(model.lineage[0].parameters["files"]) == ["m.onnx", "w.bin"]
 
 
+@HERE
 def test_a_pin_binds_its_symbol_everywhere(tmp_path):
     made = hostile.model(
         inputs=[hostile.tensor("x", ["N", "T"])],
@@ -104,11 +107,13 @@ def test_a_pin_binds_its_symbol_everywhere(tmp_path):
         _load(tmp_path / "m.onnx", z=[1])
 
 
+@HERE
 def test_a_pin_may_not_contradict(tmp_path):
     with pytest.raises(ModelError, match=r"but the model takes \[1, 4\]"):
         _load(hostile.good(tmp_path), x=[1, 5])
 
 
+@HERE
 def test_the_batch_of_a_state_becomes_one(tmp_path):
     made = hostile.model(
         [helper.make_node("Identity", ["x"], ["y"]),
@@ -121,6 +126,7 @@ def test_the_batch_of_a_state_becomes_one(tmp_path):
     assert [spec.shape for spec in model.outputs] == [(1, 4), (2, 1, 3)]
 
 
+@HERE
 def test_remarks_and_paths_are_stripped(tmp_path):
     made = hostile.model(doc_string="made in /home/someone")
     made.graph.node[0].doc_string = "/home/someone/net.py:12"
@@ -134,6 +140,7 @@ def test_the_same_file_gives_the_same_bytes(tmp_path):
     assert first == second
 
 
+@HERE
 @pytest.mark.parametrize(
     ("folder", "file", "pins"),
     [
@@ -157,6 +164,7 @@ def test_real_models_come_in(folder, file, pins):
     assert all(names) and len(set(names)) == len(names)
 
 
+@HERE
 def test_silero_with_both_rates_says_what_to_pin():
     path = DATA / "silero_vad" / "silero_vad.onnx"
     if not path.exists():
@@ -291,6 +299,7 @@ def test_real_torch_files_are_known_by_content(net):
     assert kinds == ["pickle", "pickle", "torchscript"]
 
 
+@HERE
 def test_double_precision_is_a_type_like_any_other(tmp_path):
     made = hostile.model(
         inputs=[hostile.tensor("x", [1, 4], TensorProto.DOUBLE)],

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from unlimited import HERE, read_apart, read_here  # noqa: F401
 
 from edgeml.errors import ModelError, UsageError
 from edgeml.intake.weights import convert_weights
@@ -26,8 +27,11 @@ def _converted(folder, value, **options):
     return facts, load_file(folder / "w.safetensors")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_state_dict(tmp_path, zipped):
+@pytest.mark.parametrize(
+    ("zipped", "read"), [(True, "read_apart"), (False, "read_here")]
+)
+def test_a_state_dict(tmp_path, zipped, read, request):
+    request.getfixturevalue(read)
     state = torch.nn.Linear(4, 3).state_dict()
     facts, loaded = _converted(tmp_path, state, _use_new_zipfile_serialization=zipped)
     assert facts["tensors"] == 2 and facts["parameters"] == 15
@@ -35,6 +39,7 @@ def test_a_state_dict(tmp_path, zipped):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
 
 
+@HERE
 def test_a_checkpoint_is_unwrapped(tmp_path):
     state = {"module.a": torch.ones(2), "module.b": torch.zeros(3), "module.epoch": 7}
     facts, loaded = _converted(tmp_path, {"epoch": 3, "model": {"state_dict": state}})
@@ -43,6 +48,7 @@ def test_a_checkpoint_is_unwrapped(tmp_path):
     assert facts["left_out"] == {"module.epoch": "int"}
 
 
+@HERE
 def test_shared_and_strided_tensors(tmp_path):
     whole = torch.arange(6.0).reshape(2, 3)
     given = {"a": whole, "same": whole, "turned": whole.t(), "row": whole[1]}
@@ -50,7 +56,7 @@ def test_shared_and_strided_tensors(tmp_path):
     assert all(torch.equal(loaded[name], given[name]) for name in given)
 
 
-@pytest.mark.long
+@HERE
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     one, two = {"a": torch.ones(2), "b": torch.ones(3)}, {}
     two["b"], two["a"] = one["b"], one["a"]
@@ -60,8 +66,11 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
     assert first == (tmp_path / "w.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_an_evil_pickle_never_runs(tmp_path, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "read"), [(0, "read_here"), (2, "read_apart"), (4, "read_here")]
+)
+def test_an_evil_pickle_never_runs(tmp_path, protocol, read, request):
+    request.getfixturevalue(read)
     path = hostile.evil_pickle("w.pth", protocol)(tmp_path)
     with pytest.raises(ModelError) as caught:
         convert_weights(path, tmp_path / "w.safetensors")
@@ -85,16 +94,19 @@ def _refused(folder, reason):
     assert (folder / "w.safetensors").read_bytes() == b"what was there"
 
 
+@HERE
 def test_a_whole_module_is_refused_by_its_class(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Linear(4, 3)), tmp_path / "w.pth")
     _refused(tmp_path, r"torch.nn.modules.container.Sequential.*state_dict\(\)")
 
 
+@HERE
 def test_torchscript_is_refused(tmp_path):
     torch.jit.script(torch.nn.Linear(4, 3)).save(str(tmp_path / "w.pth"))
     _refused(tmp_path, "TorchScript")
 
 
+@HERE
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -111,6 +123,7 @@ def test_what_holds_no_weights(tmp_path, value, reason):
     _refused(tmp_path, reason)
 
 
+@HERE
 def test_noise_and_absence(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"\x80\x02garbage" * 9)
     _refused(tmp_path, "no file of pickled weights")

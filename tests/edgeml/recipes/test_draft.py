@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from unlimited import HERE, read_here  # noqa: F401
 
 from device_agent.contract.preprocess import parse_steps
 from device_agent.contract.tensors import TensorSpec
@@ -24,6 +25,8 @@ from edgeml.recipes.draft import (
     toml,
 )
 from edgeml.recipes.recipe import Recipe, read_recipe
+
+pytestmark = HERE
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -150,6 +150,22 @@ class TestTable:
         }
         assert said == have
 
+    def test_reasons_are_documented(self) -> None:
+        text = (ROOT / "docs/update.md").read_text()
+        said = re.findall(
+            r"^\| `([a-z_]+)` \| (\w+) \| (\w*) ?\| (\w*) ?\|$", text, re.M
+        )
+        assert [tuple(row) for row in said] == [
+            (
+                reason.value,
+                "rejected" if reason in REJECTING else "failed",
+                "yes" if reason in RETRYABLE else "",
+                "yes" if reason in events_quarantining() else "",
+            )
+            for reason in Reason
+            if reason is not Reason.NONE
+        ]
+
 
 class TestWayToCommit:
     def test_every_effect_in_order(self) -> None:

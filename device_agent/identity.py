@@ -83,7 +83,10 @@ class Identity:
         path = self.folder / "password"
         if not path.exists():
             return None
-        return _read(path).decode("ascii", "strict").strip()
+        try:
+            return _read(path).decode("ascii").strip()
+        except UnicodeDecodeError as error:
+            raise IdentityError(f"{path}: expected a password in ASCII") from error
 
     def context(self) -> ssl.SSLContext | None:
         """What TLS with the broker needs; None: there is none, on this machine.

@@ -10,7 +10,9 @@ The rules it keeps:
 3. At every connect the device says all of it anew: online, birth, what runs. After a
    session that was lost (a broker restarted, perhaps, and lost all of its devices) the
    birth waits for a moment that is the device's own.
-4. What comes from the fleet is checked for its form alone; whether it is to be believed
+4. What is desired comes again at every connect; the same word is handed on only now
+   and then, for judging it asks the registry.
+5. What comes from the fleet is checked for its form alone; whether it is to be believed
    is for others.
 """
 
@@ -60,6 +62,8 @@ class LinkSettings:
     """The most to wait before any attempt; a session that lasted so long has worked."""
     birth_spread_s: float = 10.0
     """Over how long births are spread after a session was lost."""
+    desired_again_s: float = 3600.0
+    """How long the same word of the director is not handed on again."""
     session: SessionSettings = field(default_factory=SessionSettings)
     pump: PumpSettings = field(default_factory=PumpSettings)
 
@@ -129,6 +133,8 @@ class Link:
         self._pump = Pump(spool, self._topics.records, settings.pump, random)
         self._session: Session | None = None
         self._reported: bytes | None = None
+        self._word: tuple[bytes | None, float] = (None, 0.0)
+        """What was desired last, and when it was handed on."""
         self._commands = Commands(
             {
                 "birth": self._do_birth,
@@ -265,7 +271,7 @@ class Link:
         topics = self._topics
         try:
             if message.topic == topics.desired:
-                self._device.desired(message.payload)
+                self._desired(message.payload)
             elif message.topic == topics.ack:
                 await self._pump.acknowledge(read(message.payload, Ack))
             elif message.topic == topics.command:
@@ -276,6 +282,13 @@ class Link:
                 _LOG, logging.WARNING, "message refused", topic=message.topic,
                 error=str(error),
             )  # fmt: skip
+
+    def _desired(self, envelope: bytes) -> None:
+        now_s = time.monotonic()
+        known, since_s = self._word
+        if envelope != known or now_s - since_s >= self._settings.desired_again_s:
+            self._word = envelope, now_s
+            self._device.desired(envelope)
 
     def _command(self, session: Session, message: Incoming) -> None:
         command = read(message.payload, Command)

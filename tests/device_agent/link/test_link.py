@@ -85,15 +85,23 @@ def test_evidence_that_is_too_much_is_left_out(shared: Broker, tell: Tell) -> No
     tell(shared, story, "cam-3")
 
 
-def test_desired_is_heard_again_at_every_connect(own: Broker, tell: Tell) -> None:
+@pytest.mark.parametrize("again_s", [0.0, 3600.0])
+def test_desired_comes_at_every_connect_and_is_handed_on_now_and_then(
+    own: Broker, tell: Tell, again_s: float
+) -> None:
     async def story(one: Linked, heard: Fleet) -> None:
         heard.desired("cam-1", b"an envelope")
         await one.until(lambda: one.told.heard == [b"an envelope"])
         own.stop()
         own.start()
-        await one.until(lambda: one.told.heard == [b"an envelope"] * 2)
+        await one.until(lambda: one.link.status.heard_bytes == 2 * len(b"an envelope"))
+        await asyncio.to_thread(heard.peer.connect)
+        heard.desired("cam-1", b"another")
+        await one.until(lambda: b"another" in one.told.heard)
+        twice = [b"an envelope"] * (1 if again_s else 2)
+        assert one.told.heard == [*twice, b"another"]
 
-    tell(own, story)
+    tell(own, story, settings=replace(QUICK, desired_again_s=again_s))
 
 
 def test_nothing_desired_is_heard_too(shared: Broker, tell: Tell) -> None:

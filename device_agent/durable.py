@@ -60,7 +60,7 @@ class Disk:
 
     def write(self, file: File, data: bytes, offset: int) -> None:
         """All of ``data``; not durable before :meth:`sync`."""
-        with _told(f"write to {file.path}"):
+        with told(f"write to {file.path}"):
             view = memoryview(data)
             while view:
                 done = os.pwrite(file.descriptor, view, offset)
@@ -68,12 +68,12 @@ class Disk:
 
     def truncate(self, file: File, size: int) -> None:
         """Cut the file to ``size`` bytes."""
-        with _told(f"truncate {file.path}"):
+        with told(f"truncate {file.path}"):
             os.ftruncate(file.descriptor, size)
 
     def sync(self, file: File) -> None:
         """What was written to the file is durable; its name is not yet."""
-        with _told(f"fsync {file.path}"):
+        with told(f"fsync {file.path}"):
             os.fsync(file.descriptor)
 
     def close(self, file: File) -> None:
@@ -82,27 +82,27 @@ class Disk:
 
     def rename(self, old: Path, new: Path) -> None:
         """Atomic; takes the place of ``new``."""
-        with _told(f"rename {old} to {new}"):
+        with told(f"rename {old} to {new}"):
             old.rename(new)
 
     def unlink(self, path: Path) -> None:
         """Take a file's name away."""
-        with _told(f"remove {path}"):
+        with told(f"remove {path}"):
             path.unlink()
 
     def mkdir(self, path: Path, mode: int = 0o700) -> None:
         """Make one folder."""
-        with _told(f"make the folder {path}"):
+        with told(f"make the folder {path}"):
             path.mkdir(mode)
 
     def rmdir(self, path: Path) -> None:
         """Remove an empty folder."""
-        with _told(f"remove the folder {path}"):
+        with told(f"remove the folder {path}"):
             path.rmdir()
 
     def sync_folder(self, path: Path) -> None:
         """The names in the folder are durable."""
-        with _told(f"fsync the folder {path}"):
+        with told(f"fsync the folder {path}"):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
@@ -116,7 +116,7 @@ class Disk:
 
     def _open(self, path: Path, flags: int, mode: int) -> File:
         flags |= os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        with _told(f"open {path} for writing"):
+        with told(f"open {path} for writing"):
             return File(path, os.open(path, flags, mode))
 
 
@@ -148,7 +148,9 @@ def move(disk: Disk, old: Path, new: Path) -> None:
     Raises:
         StorageError: also where neither is there.
     """
-    if old.exists() or not new.exists():
+    with told(f"look for {old}"):
+        done = new.exists() and not old.exists()
+    if not done:
         disk.rename(old, new)
     disk.sync_folder(new.parent)
     if old.parent != new.parent:
@@ -161,7 +163,9 @@ def remove(disk: Disk, path: Path) -> None:
     Raises:
         StorageError: it may still be there, or come back.
     """
-    if path.exists() or path.is_symlink():
+    with told(f"look for {path}"):
+        there = path.exists() or path.is_symlink()
+    if there:
         disk.unlink(path)
     disk.sync_folder(path.parent)
 
@@ -183,7 +187,8 @@ def sweep(disk: Disk, folder: Path) -> int:
     Raises:
         StorageError: something could not be removed.
     """
-    left = sorted(folder.glob(f".*{NEW}"))
+    with told(f"look into {folder}"):
+        left = sorted(folder.glob(f".*{NEW}"))
     for path in left:
         disk.unlink(path)
     return len(left)
@@ -214,7 +219,7 @@ class StateLock:
             StorageError: the directory cannot be written.
         """
         path = state / "lock"
-        with _told(f"lock {path}"):
+        with told(f"lock {path}"):
             self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +247,7 @@ class StateLock:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Say of an error of SQLite what it means for the file.
+    """Say of an error of the system or of SQLite what it means for the file.
 
     Raises:
         StorageError: the disk is full or failed.
@@ -250,6 +255,11 @@ def told(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except OSError as cause:
+        full = cause.errno in _FULL
+        raise StorageError(
+            Reason.NO_SPACE if full else Reason.STORAGE, f"{what}: {cause.strerror}"
+        ) from cause
     except sqlite3.DatabaseError as cause:
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:
@@ -259,14 +269,3 @@ def told(what: str) -> Iterator[None]:
         if code in _SQLITE_DAMAGED:
             raise DamagedError(f"{what}: {cause}") from cause
         raise
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as cause:
-        full = cause.errno in _FULL
-        raise StorageError(
-            Reason.NO_SPACE if full else Reason.STORAGE, f"{what}: {cause.strerror}"
-        ) from cause

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from ..contract.bundle import Bundle, read_bundle
 from ..contract.codes import Reason
 from ..contract.errors import BundleError
-from ..durable import Disk, make_folder, move, remove, replace, sweep
+from ..durable import Disk, make_folder, move, remove, replace, sweep, told
 from ..errors import UpdateError
 from ..trust.agreement import check_bundle
 from .facts import SLOTS, Goal, Held, Slot, State
@@ -89,16 +89,21 @@ class Slots:
             StorageError: the disk.
         """
         job = state.job
-        for slot in SLOTS:
-            held = state.slot(slot) is not None or (
-                job is not None and job.slot == slot
-            )
-            if not held and self.bundle(slot).exists():
-                remove(self._disk, self.bundle(slot))
         wanted = {keep, job.goal.desired.digest if job is not None else None}
-        for path in sorted(self._downloads.glob(f"*{PART}")):
-            if path.name.removesuffix(PART) not in wanted:
-                remove(self._disk, path)
+        free = [
+            self.bundle(slot)
+            for slot in SLOTS
+            if state.slot(slot) is None and (job is None or job.slot != slot)
+        ]
+        with told(f"look into {self._slots} and {self._downloads}"):
+            left = [path for path in free if path.exists()]
+            left += [
+                path
+                for path in sorted(self._downloads.glob(f"*{PART}"))
+                if path.name.removesuffix(PART) not in wanted
+            ]
+        for path in left:
+            remove(self._disk, path)
 
     def prove(self, slot: Slot, held: Held) -> None:
         """Write down which slot is committed, beside the database.
@@ -108,7 +113,11 @@ class Slots:
         """
         wanted = _PROVEN.dump_json(Proven(slot, held))
         path = self._slots / "committed.json"
-        if not path.exists() or path.read_bytes() != wanted:
+        try:
+            same = path.read_bytes() == wanted
+        except OSError:  # there is none, or it cannot be read: it is written anew
+            same = False
+        if not same:
             replace(self._disk, path, wanted)
 
     def proven(self) -> Proven | None:

@@ -32,7 +32,7 @@ from device_agent.durable import Disk
 FLOWS = Path(__file__).resolve().parent.parent / "faults" / "flows"
 FAILURES = (
     DeviceError, OSError, sqlite3.Error, ValueError, LookupError, AssertionError,
-    TypeError,
+    TypeError, ExceptionGroup,
 )  # fmt: skip
 """What a flow that finds itself in a state that it cannot handle ends in."""
 MARK = "/there/is/no/such/file"

@@ -7,7 +7,6 @@ database and slots are the agent's own, and so is every durable effect.
 import asyncio
 import hashlib
 import random
-import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -36,26 +35,22 @@ BAD = 3
 
 
 @cache
-def shelf() -> Path:
-    """Where the releases lie; it ends with the process."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+def release(number: int) -> bytes:
+    """A bundle; packed anew by another process, it would have another digest."""
+    return linear(number, release_counter=number)
 
 
-@cache
-def release(number: int) -> tuple[str, Path]:
-    """Digest and file."""
-    raw = linear(number, release_counter=number)
-    path = shelf() / f"{number}.edgeml"
-    path.write_bytes(raw)
-    return hashlib.sha256(raw).hexdigest(), path
+def shelf(state: Path, number: int) -> Path:
+    """Where the registry has it: beside the device, for once."""
+    return state / "registry" / f"{number}.edgeml"
 
 
 class Registry(Library):
     """Fetches through the disk that is cut, in pieces."""
 
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(dict(map(release, ALL)))
+    def __init__(self, state: Path, disk: Disk) -> None:
+        paths = [shelf(state, number) for number in ALL]
+        super().__init__({_digest(path): path for path in paths})
         self._disk = disk
 
     def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
@@ -124,7 +119,10 @@ class Update:
         self.wanted = sorted(draw.sample(ALL, ROUNDS - 1))
 
     def prepare(self, state: Path) -> None:
-        pass
+        for number in ALL:
+            path = shelf(state, number)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(release(number))
 
     def run(self, state: Path, disk: Disk, say: Say) -> None:
         run(self._run(state, disk, say))
@@ -165,8 +163,8 @@ class Update:
         for number in self.wanted:
             if self._ended(updater, number) is not None:
                 continue
-            digest, path = release(number)
-            updater.heard(word(path, digest, number))
+            path = shelf(state, number)
+            updater.heard(word(path, _digest(path), number))
             while (outcome := self._ended(updater, number)) is None:
                 await asyncio.sleep(0.1)
                 if task.done():
@@ -197,7 +195,7 @@ class Update:
         return attempt.outcome if attempt.serial == number else Outcome.SUPERSEDED
 
     def _updater(self, state: Path, disk: Disk, runtime: Runtime) -> Updater:
-        registry = Registry(disk)
+        registry = Registry(state, disk)
         loop = asyncio.get_running_loop()
         parts = Parts(
             trust=registry, fetch=registry, models=runtime, outlet=Outlet(), disk=disk,

@@ -25,7 +25,7 @@ from ..errors import UpdateError
 from . import clock
 from .floors import Floors
 from .store import Store
-from .wire import Answer, Facts, FetchLimits, Question, Seen
+from .wire import Answer, Facts, FetchLimits, Question
 
 ROOT: Final = "root.json"
 EXTRA_S: Final = 15.0
@@ -196,16 +196,15 @@ class TrustClient:
         return Question(
             envelope=envelope[: DESIRED_BYTES_MAX + 1], now=self.now(now),
             root=root or _file(config.root), director=_keys(config.director),
-            metadata=metadata, floors=self.floors, urls=config.urls,
+            metadata=metadata, floors=self._store.basis, urls=config.urls,
             facts=config.facts, limits=config.limits,
             ca=None if config.ca is None else str(config.ca),
         )  # fmt: skip
 
     def _keep(self, answer: Answer, wanted: Desired | None) -> None:
-        floors = self.floors
-        seen: Seen | None = answer.seen
+        floors, seen = self.floors, answer.seen
         if seen is not None:
-            floors = floors.seen(seen.root, seen.online, seen.versions)
+            floors = self._store.basis.seen(seen.root, seen.online, seen.versions)
             floors = replace(floors, clock=max(floors.clock, seen.clock))
         if answer.goal is not None and wanted is not None:
             floors = floors.heard(answer.director, wanted.serial)

@@ -6,7 +6,8 @@ The rules it keeps:
    written before it, so that a cut leaves floors that are higher than needed, never
    lower.
 2. A device that is enrolled anew begins anew: what was seen under another root is not
-   what the new one speaks of. Only the clock goes on.
+   what the new one speaks of. Only the clock goes on. It is forgotten when something
+   was verified under the new root, not before: a damaged root is no enrolment.
 3. A damaged database is put aside: metadata can be fetched again, and the floors are in
    the other place. Either loss is told (``notes``).
 """
@@ -58,8 +59,14 @@ class Store:
         self._database = self._opened(state / DATABASE)
         self._enrolled = enrolled
         first, second = self._from_database(), self._from_file()
-        self._strange = any(map(self._is_strange, (first, second)))
-        first, second = self._mine(first), self._mine(second)
+        known = [one for one in (first, second) if one is not None]
+        mine = [one for one in known if not self._is_strange(one)]
+        self._strange = bool(known) and not mine
+        if self._strange:
+            self.notes.append("this device was enrolled anew, and begins anew")
+        elif len(mine) < len(known):  # cut off while it was forgotten
+            first = None if first not in mine else first
+            second = None if second not in mine else second
         self._floors = merged(first or Floors(), second or Floors())
         if first is not None or second is not None:
             self._note_loss(first, second)
@@ -68,6 +75,11 @@ class Store:
     def floors(self) -> Floors:
         """The higher of both places."""
         return self._floors
+
+    @property
+    def basis(self) -> Floors:
+        """What of it counts under the enrolment that there is now."""
+        return Floors(clock=self._floors.clock) if self._strange else self._floors
 
     def metadata(self) -> dict[str, bytes]:
         """Name of the file → metadata as it was verified."""
@@ -83,19 +95,20 @@ class Store:
         Raises:
             StorageError: the floors may be kept in one of the places only.
         """
-        floors = merged(self._floors, floors)
-        if self._enrolled is not None:
-            floors = dataclasses.replace(floors, enrolled=self._enrolled)
+        under = self._floors.enrolled if self._enrolled is None else self._enrolled
+        if self._strange and metadata is None:
+            floors, under = merged(self._floors, floors), self._floors.enrolled
+        else:
+            floors = merged(self.basis, floors)
+        floors = dataclasses.replace(floors, enrolled=under)
         if floors == self._floors and metadata is None:
             return
-        if self._strange and metadata is None:
-            metadata = {}  # floors and metadata are always of one enrolment
         raw = floors_of.dump(floors)
         replace(self._disk, self._file, raw)
         with self._database.transaction("trust") as connection:
             _put(connection, raw, metadata)
         self._floors = floors
-        self._strange = False
+        self._strange = self._strange and metadata is None
 
     def close(self) -> None:
         """Give the database back."""
@@ -126,19 +139,10 @@ class Store:
             self.notes.append(f"the floors in {where} are damaged: {error}")
             return None
 
-    def _is_strange(self, floors: Floors | None) -> bool:
-        if floors is None or self._enrolled is None:
+    def _is_strange(self, floors: Floors) -> bool:
+        if self._enrolled is None:
             return False
         return floors.enrolled not in ("", self._enrolled)
-
-    def _mine(self, floors: Floors | None) -> Floors | None:
-        """What of it counts under the enrolment that there is now."""
-        if floors is None or not self._is_strange(floors):
-            return floors
-        self.notes.append(
-            "this device was enrolled anew; what it has seen is forgotten"
-        )
-        return Floors(clock=floors.clock)
 
     def _note_loss(self, first: Floors | None, second: Floors | None) -> None:
         """Say it where one place lacks what the other has, and mend it."""
@@ -150,8 +154,7 @@ class Store:
         raw = floors_of.dump(self._floors)
         replace(self._disk, self._file, raw)
         with self._database.transaction("trust") as connection:
-            _put(connection, raw, {} if self._strange else None)
-        self._strange = False
+            _put(connection, raw, {} if first is None else None)
 
 
 def _put(

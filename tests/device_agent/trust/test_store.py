@@ -82,17 +82,33 @@ def test_nothing_of_the_former_enrolment_is_left(place: Path, cut: bool) -> None
     store = opened(place)
     store.save(OURS, {"root.json": b"the other fleet's"})
     store.close()
+    store = opened(place, Stops() if cut else None, enrolled="b")
+    assert store.basis == Floors(clock=9.0)
+    assert store.metadata() == {}
     if cut:
-        store = opened(place, Stops(), enrolled="b")
         with pytest.raises(StorageError):
-            store.save(Floors(root=1))
+            store.save(Floors(root=1), {"root.json": b"new"})
     else:
-        store = opened(place, enrolled="b")
-        assert store.floors == Floors(clock=9.0)
-        store.save(Floors(root=1))
+        store.save(Floors(root=1), {"root.json": b"new"})
     store.close()
     for _ in range(2):
         store = opened(place, enrolled="b")
-        assert store.metadata() == {}
+        assert store.metadata() == ({} if cut else {"root.json": b"new"})
+        assert store.floors == store.basis
         assert (store.floors.root, store.floors.serial) == (1, 0)
         store.close()
+
+
+def test_a_damaged_root_forgets_nothing(place: Path) -> None:
+    """Until something was verified under it, it is not known to be an enrolment."""
+    store = opened(place)
+    store.save(OURS, {"root.json": b"ours"})
+    store.close()
+    store = opened(place, enrolled="damaged")
+    store.save(store.floors.committed("linear/cpu", 4, "other"))
+    store.close()
+    store = opened(place)
+    assert store.metadata() == {"root.json": b"ours"}
+    assert store.floors.serial == OURS.serial
+    assert store.floors.counters["linear/cpu"].counter == 4
+    store.close()

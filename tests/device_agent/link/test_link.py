@@ -277,13 +277,14 @@ def test_the_will_of_a_session_that_was_followed_is_not_heard(
         await one.until(lambda: len(heard.said("cam-c", "birth")) == 2)
         again = one.link.status.session
         assert first != again
-        await asyncio.sleep(1.5)  # the Will's delay is a second
+        await asyncio.sleep(3.5)  # the Will's delay is three
         states = heard.said("cam-c", "state")
         assert [(each.session, each.online) for each in states] == [
             (first, True), (again, True),
         ]  # fmt: skip
 
-    tell(shared, story, "cam-c")
+    patient = replace(QUICK, session=replace(QUICK.session, will_s=3))
+    tell(shared, story, "cam-c", patient)
 
 
 def test_times_are_the_devices_own(shared: Broker, tell: Tell) -> None:

@@ -71,7 +71,7 @@ class Health:
                 self.again += 1
             self.worst_s = max(self.worst_s, took_s)
             self.asked += 1
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def __enter__(self) -> "Health":
         self._thread = threading.Thread(target=self.run)

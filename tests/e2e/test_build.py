@@ -15,6 +15,8 @@ from commands import ROOT, edgeml
 from digits import recipe, write
 
 TARGETS = ("cpu-x86_64", "openvino-cpu")
+FEW = '[quantize]\nmethods = ["minmax"]\n'
+"""Candidates enough for a choice; all of them are made in ``test_real.py``."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(work: Path, cache: Path) -> Path:
-    path = recipe(work, *TARGETS)
+    path = recipe(work, *TARGETS, extra=FEW)
     done = edgeml("build", path, "--out", work / "build", cache=cache)
     assert done.code == 0, done.err
     return work / "build" / "digits-1.0.0"

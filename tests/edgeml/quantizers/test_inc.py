@@ -123,7 +123,7 @@ def graph_of(net, batch):
     return Model("graph", None, (x,), (y,), origin=lambda: module)
 
 
-@pytest.mark.parametrize("batch", [1, -1])
+@pytest.mark.parametrize("batch", [1, pytest.param(-1, marks=pytest.mark.long)])
 def test_the_origin_of_a_graph_is_quantized_with_the_graphs_names(net, samples, batch):
     backwards = [dict(reversed(feeds.items())) for feeds in samples]
     for options in ways((), True).values():

@@ -176,6 +176,7 @@ def test_readme_commands_exist() -> None:
     assert known == set(VERBS) - groups
 
 
+@pytest.mark.long  # scripts/check asks too
 def test_dependency_rules_hold() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports")],

@@ -6,7 +6,7 @@
         agent.cut()              # SIGKILL: a power cut, as far as a process can tell
         assert agent.starts == 2
 
-It has one port from its first start to its last, so that callers find it again.
+Whatever it has left behind is ended with it. It has one port from its first start to its last, so that callers find it again.
 """
 
 import os
@@ -73,12 +73,14 @@ class Supervised:
             with self.log_file.open("ab") as log:
                 self.process = subprocess.Popen(
                     self.command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=log,
+                    stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
                 self.starts += 1
                 if self._ending:
                     self.process.terminate()
                 self.codes.append(self.process.wait())
+            with suppress(ProcessLookupError):  # as systemd does with a control group
+                os.killpg(self.process.pid, signal.SIGKILL)
             time.sleep(PAUSE_S)
 
 

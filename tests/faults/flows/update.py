@@ -18,7 +18,7 @@ from updaters import Library, word
 from warping import Inline, run
 
 from device_agent.contract.codes import Outcome, Reason
-from device_agent.durable import REAL, Disk
+from device_agent.durable import REAL, Disk, told
 from device_agent.errors import UpdateError
 from device_agent.updating.facts import Goal, Held
 from device_agent.updating.health import Trial
@@ -54,7 +54,8 @@ class Registry(Library):
         self._disk = disk
 
     def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
-        data = self.files[goal.desired.digest].read_bytes()
+        with told("read the registry"):
+            data = self.files[goal.desired.digest].read_bytes()
         file = self._disk.create(path)
         half = len(data) // 2
         self._disk.write(file, data[:half], 0)
@@ -215,7 +216,11 @@ async def _ended(task: "asyncio.Task[None]", updater: Updater) -> None:
 
 
 def _load(held: Held, path: Path) -> None:
-    if not path.exists() or _digest(path) != held.digest:
+    try:
+        right = _digest(path) == held.digest
+    except OSError as error:
+        raise UpdateError(Reason.STORAGE, f"{path}: {error}") from error
+    if not right:
         raise UpdateError(Reason.STORAGE, f"{path} is not release {held.counter}")
 
 

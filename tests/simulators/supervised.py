@@ -6,7 +6,8 @@
         agent.cut()              # SIGKILL: a power cut, as far as a process can tell
         assert agent.starts == 2
 
-Whatever it has left behind is ended with it. It has one port from its first start to its last, so that callers find it again.
+What a process leaves behind is ended with it. All of them have one port, so that
+callers find it again.
 """
 
 import os

@@ -17,7 +17,7 @@ from repositories import linear
 from updaters import Library, word
 from warping import Inline, run
 
-from device_agent.contract.codes import Outcome, Reason
+from device_agent.contract.codes import RETRYABLE, Outcome, Reason
 from device_agent.durable import REAL, Disk, told
 from device_agent.errors import UpdateError
 from device_agent.updating.facts import Goal, Held
@@ -153,7 +153,10 @@ class Update:
         if running is None or held is None or running.counter != held.counter:
             found.append(f"{running} is served, not what is committed")
         last = [one for one in self.wanted if one != BAD][-1]
-        if done and held is not None and held.counter != last:
+        attempt = known.attempt
+        # the disk failed while it was tried: another word is needed, as it has said
+        again = attempt is not None and attempt.reason in RETRYABLE
+        if done and held is not None and held.counter != last and not again:
             found.append(f"it ended with release {held.counter}, not {last}")
         return found
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .api.app import Application
@@ -25,14 +25,18 @@ from .api.body import Budget
 from .config import AgentConfig, notify_socket
 from .contract.machine import memory_bytes
 from .durable import StateLock
-from .enrolled import Enrolled, join
 from .errors import RefusedError
+from .identity import FOLDER, IDENTITY
 from .log import Recent, configure, event
 from .net.listen import listen, raise_file_limit
 from .net.server import Server, loop_factory
 from .serving.lane import Lane
 from .serving.memory import give_back, keep_small
 from .serving.repository import Repository
+from .updating import STATE_DB
+
+if TYPE_CHECKING:
+    from .enrolled import Enrolled
 
 OK, REFUSED, STUCK = 0, 4, 1
 _WATCH_S = 1.0
@@ -114,12 +118,14 @@ class Agent:
 
     async def _load(self) -> bool:
         """Install what the fleet gave and every bundle; whether anything is served."""
-        recent = Recent()
-        logging.getLogger().addHandler(recent)
-        self._enrolled = await join(
-            self._config, self._repository, self._give_up, recent.lines
-        )
-        if self._enrolled is not None:
+        if _is_fleets(self._config.state):
+            from .enrolled import join  # 8 MB that others do without
+
+            recent = Recent()
+            logging.getLogger().addHandler(recent)
+            self._enrolled = await join(
+                self._config, self._repository, self._give_up, recent.lines
+            )
             await self._enrolled.boot()
         self._repository.starting = False
         refused = 0
@@ -209,6 +215,11 @@ class Agent:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
             to.sendto(text.encode(), address.replace("@", "\0", 1))
+
+
+def _is_fleets(state: Path) -> bool:
+    """Whether this device is enrolled, or was and serves what it was given."""
+    return (state / FOLDER / IDENTITY).exists() or (state / STATE_DB).exists()
 
 
 def _freeze() -> None:

@@ -37,7 +37,6 @@ from .serving.repository import Repository
 from .updating.facts import SLOTS, Held
 from .updating.health import Trial
 from .updating.policy import Limits
-from .updating.state import NAME
 from .updating.updater import Parts, Settings, Updater
 from .windows import Windows
 
@@ -210,26 +209,20 @@ class Enrolled:
 async def join(
     config: AgentConfig, repository: Repository, give_up: Callable[[str], None],
     recent: Callable[[], list[str]],
-) -> Enrolled | None:  # fmt: skip
-    """Take part in the fleet that this device is enrolled with.
+) -> Enrolled:  # fmt: skip
+    """Take part in the fleet that this device is, or was, enrolled with.
 
     Args:
         config: how this agent is set.
         repository: what is served.
         give_up: ends this process, where only a fresh one can go on.
         recent: the last lines of the log.
-
-    Returns:
-        None: it is not enrolled, and no fleet has ever given it anything.
-
     """
     try:
         identity = await asyncio.to_thread(load_identity, config.state)
     except IdentityError as error:
         event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
         identity = None
-    if identity is None and not (config.state / NAME).exists():
-        return None
     return Enrolled(config, repository, identity, give_up, recent)
 
 

@@ -34,6 +34,7 @@ from .contract.topics import Topics
 from .errors import IdentityError
 
 FOLDER: Final = "identity"
+IDENTITY: Final = "identity.json"
 FILE_BYTES_MAX: Final = 1 << 20
 
 
@@ -123,7 +124,7 @@ def load_identity(state: Path) -> Identity | None:
     Raises:
         IdentityError: it is there and cannot be used.
     """
-    path = state / FOLDER / "identity.json"
+    path = state / FOLDER / IDENTITY
     if not path.exists():
         return None
     document = read_document(

@@ -19,10 +19,10 @@ from ..contract.messages import Attempt
 from ..database import Database, Schema, open_database, put_aside
 from ..durable import Disk
 from ..errors import DamagedError
+from . import STATE_DB
 from .events import Effect, Quarantine, Record
 from .facts import State, dump, parse
 
-NAME: Final = "state.db"
 SCHEMA: Final[Schema] = (
     (
         "CREATE TABLE state "
@@ -58,7 +58,7 @@ class StateStore:
         Raises:
             StorageError: the disk.
         """
-        path = folder / NAME
+        path = folder / STATE_DB
         self.lost: Path | None = None
         """Where a damaged database was put; None: it was sound."""
         try:

@@ -139,6 +139,9 @@ def verified(goal: Goal, path: Path) -> Bundle:
     try:
         bundle = read_bundle(path)
     except BundleError as error:
-        raise UpdateError(Reason.BUNDLE_INVALID, str(error)) from error
+        # what the disk cannot read says nothing of the bundle: no quarantine for that
+        unread = isinstance(error.__cause__, OSError)
+        reason = Reason.STORAGE if unread else Reason.BUNDLE_INVALID
+        raise UpdateError(reason, str(error)) from error
     check_bundle(bundle, goal)
     return bundle

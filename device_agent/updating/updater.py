@@ -318,6 +318,9 @@ class Updater:
             inbox = self.state.inbox
             if inbox is None or inbox.number != effect.number:
                 return None  # another word has come while this one waited
+            proven = self.state.slot(self.state.committed)
+            if proven is not None:  # a cut may have come between it and its floor
+                self._parts.trust.committed(proven)
             goal = self._parts.trust.authorize(effect.envelope)
             assert self._store is not None
             wrong = self._store.quarantined(goal.desired.digest)

@@ -97,8 +97,8 @@ class Library:
         self.authorize(goal.envelope)
 
     def committed(self, held: Held) -> None:
-        assert held.counter >= self.floors.get(held.release.model, 0)
-        self.floors[held.release.model] = held.counter
+        before = self.floors.get(held.release.model, 0)
+        self.floors[held.release.model] = max(before, held.counter)
 
     def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
         if self.offline:

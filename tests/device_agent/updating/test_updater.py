@@ -201,6 +201,24 @@ def test_orderly_stops_during_the_trial(tmp_path: Path) -> None:
     tell(tmp_path, first, again, again, again, again)
 
 
+def test_a_floor_that_a_cut_forestalled_is_raised_before_the_next_word(
+    tmp_path: Path,
+) -> None:
+    async def story(device: Device) -> None:
+        await to(device, 1)
+        await to(device, 2)
+
+    async def after(device: Device) -> None:
+        device.library.floors.clear()  # as if the cut had come right after the commit
+        device.library.refusal = UpdateError(Reason.TARGET_UNKNOWN, "not here")
+        device.want(device.publish(release(3)), 3)
+        attempt = await device.ended(3)
+        assert attempt.reason is Reason.TARGET_UNKNOWN
+        assert device.library.floors == {"linear": 2}
+
+    tell(tmp_path, story, after)
+
+
 def test_a_slot_that_rots_gives_way_to_the_one_before(tmp_path: Path) -> None:
     async def story(device: Device) -> None:
         await to(device, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import stricken
-from fields import field
+from fields import fielded
 
 SAMPLE = 60
 """Of some 300 faults, a third of a minute each; None: every one."""
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.faults
 def test_an_update_at_every_call(tmp_path: Path) -> None:
-    with field(tmp_path) as site:
+    with fielded(tmp_path) as site:
         campaign = stricken.strike(site, seed=1, sample=SAMPLE)
     print(campaign)
     assert not campaign.violations, str(campaign)

@@ -48,12 +48,15 @@ recheck_s = 0.3
 hang_s = 4.0
 growth_bytes = 67108864
 gate_latency = false
+[link]
+reconnect_max_s = 4.0
 [sandbox]
 memory_bytes = 1073741824
 cpu_s = 5
 wall_s = 30.0
 """
-"""A trial for which a test need not wait."""
+"""A trial for which a test need not wait, and a link that does not take one partition
+after the other for a reason to ask ever less often."""
 X = np.ones((1, 4), np.float32)
 _Y = np.maximum(X @ bundles.WEIGHT, 0)
 

@@ -21,10 +21,6 @@ from agents import Agent, agent
 from bundles import bundle
 
 from device_agent import status
-from device_agent.contract.messages import Release
-from device_agent.durable import REAL
-from device_agent.updating.facts import Held, State
-from device_agent.updating.state import StateStore
 
 Answers = Mapping[str, tuple[int, Any]]
 
@@ -221,30 +217,6 @@ def test_how_it_stands_with_its_fleet(
         "spool: 3 records, 400 bytes",
         "link: not connected: no route",
     ]
-
-
-def test_a_state_directory_without_an_agent(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    held = Held(Release(model="digits", version="1.0.0"), "ab" * 32, 1)
-    store = StateStore(tmp_path, REAL)
-    store.save(State(a=held, committed="a", active="a"), (), 0.0)
-    store.close()
-    assert ask("--state", tmp_path) == 5
-    said = capsys.readouterr()
-    assert said.out.splitlines() == [
-        "slot a: digits 1.0.0 (abababababab) committed active", "slot b: empty",
-    ]  # fmt: skip
-    assert "no agent is there" in said.err
-    assert ask("--state", tmp_path, "--json") == 5
-    told = json.loads(capsys.readouterr().out)
-    assert told["device"]["slots"]["a"]["version"] == "1.0.0"
-
-
-def test_a_damaged_state_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "state.db").write_bytes(b"\xff" * 5000)
-    assert ask("--state", tmp_path) == 5
-    assert "state.db" in capsys.readouterr().err
 
 
 def test_quiet_says_nothing_when_ready(

@@ -460,16 +460,6 @@ def test_a_part_that_the_disk_failed_is_given_up(
     assert list(folder.iterdir()) == []
 
 
-def test_parts_of_others_are_tidied_away(folder: Path) -> None:
-    for name in ("a", "b"):
-        (folder / f"{name}{PART}").write_bytes(b"x")
-    downloader = Downloader(folder, REAL, QUICK, pool())
-    downloader.tidy(keep="b")
-    assert [one.name for one in folder.iterdir()] == [f"b{PART}"]
-    downloader.tidy()
-    assert list(folder.iterdir()) == []
-
-
 @pytest.fixture(scope="module")
 def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     made = iter(range(1_000_000))

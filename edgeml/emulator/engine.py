@@ -85,9 +85,9 @@ class Engine:
         except subprocess.TimeoutExpired:
             return Ran(-1, "", "", timeout_s, 0, 0, False, "time")
         if done.returncode == _NOT_STARTED:
+            ours = "" if self.image else "; scripts/image makes it"
             raise MachineLacks(
-                f"{self.program} does not run {image}: {_last(done.stderr)}; "
-                f"scripts/image makes it"
+                f"{self.program} does not run {image}: {_last(done.stderr)}{ours}"
             )
         ended = "memory" if done.returncode == _KILLED else ""
         wall_s = time.monotonic() - started

@@ -10,17 +10,27 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ..errors import OverloadError, RequestError, TooLargeError
+from ..serving.memory import LARGE_BYTES, Settling, apart
+
+_APART_BYTES = 128 << 10
+"""A longer body has a block of its own; it would leave a hole at every size it had."""
 
 Receive = Callable[[], Awaitable[Any]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Budget:
-    """Bytes of bodies that may be held at once."""
+    """Bytes of bodies and answers that may be held at once.
+
+    What many or large ones leave free in the heaps goes back to the system when the
+    last of them is released.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._most_bytes = 0
+        self._settling = Settling()
 
     def take(self, size_bytes: int) -> None:
         """Reserve bytes.
@@ -34,6 +44,7 @@ class Budget:
                 f"(buffered_bytes = {self.limit_bytes})"
             )
         self.used_bytes += size_bytes
+        self._most_bytes = max(self._most_bytes, self.used_bytes)
 
     def take_answer(self, size_bytes: int, held_bytes: int) -> int:
         """Reserve an answer before it is computed; how much was taken.
@@ -52,6 +63,9 @@ class Budget:
     def release(self, size_bytes: int) -> None:
         """Give back what was taken."""
         self.used_bytes -= size_bytes
+        if not self.used_bytes and self._most_bytes > LARGE_BYTES:
+            self._most_bytes = 0
+            self._settling.soon()
 
 
 async def read_body(
@@ -83,6 +97,8 @@ async def read_body(
             budget.take(len(part))
             taken += len(part)
             body += part
+            if len(body) > _APART_BYTES >= len(body) - len(part):
+                apart(body)
             if not message.get("more_body", False):
                 return body
             message = await receive()

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ..errors import AgentError, RequestError
-from ..serving.memory import LARGE_BYTES, Settling
 from ..serving.repository import Repository
 from . import codec
 from .body import Budget, Receive, check_length, compress, decompress, read_body
@@ -34,7 +33,6 @@ class Infer:
         self._repository = repository
         self._budget = budget
         self._body_bytes = body_bytes
-        self._settling = Settling()
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, name: str, version: str | None
@@ -73,8 +71,6 @@ class Infer:
             await respond(send, 200, payload, head, accepted)
         finally:
             self._budget.release(held_bytes)
-            if held_bytes > LARGE_BYTES:
-                self._settling.soon()
 
 
 async def respond(

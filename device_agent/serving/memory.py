@@ -1,36 +1,44 @@
 """What the allocator is told, where it is glibc's; elsewhere nothing is done.
 
 A model is loaded in one thread, run in another and closed in a third; with an arena
-for each, glibc keeps three times what is free, and every swap spreads it further. Left
-alone it also keeps ever larger blocks in its heaps, between small things that live on.
-What is left free after large requests is given back when they are over.
+for each, glibc keeps three times what is free, and every swap spreads it further. With
+one for all, what is free at its end can be given back; of any other arena glibc does
+that only when something at the end is freed. Left alone it also keeps ever larger
+blocks in its heaps, between small things that live on. What is left free after large
+requests is given back when they are over.
 """
 
 import asyncio
 import ctypes
 
-_ARENAS = 2
-"""One for the main thread, one for all others."""
+_ARENAS = 1
 _OWN_BYTES = 1 << 20
 """Larger blocks go back to the system when they are freed; smaller ones, a runtime's
 buffers between its layers above all, are asked for again at once."""
 _FREE_BYTES = 32 << 20
-"""So much may stay free at the end of a heap."""
+"""So much may stay free at the end of the heap, until it is given back."""
 _M_ARENA_MAX = -8
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 1 << 20
-"""Body and answer of a request after which memory is given back."""
+"""Bodies and answers held at once after which memory is given back."""
 _PAUSE_S = 0.05
 
 
 def keep_small() -> None:
-    """Share heaps, give large blocks back; to be called before the first thread."""
+    """Share one heap, give large blocks back; to be called before the first thread."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
         mallopt(_M_MMAP_THRESHOLD, _OWN_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _FREE_BYTES)
+
+
+def apart(block: bytearray) -> None:
+    """Move it out of the heaps; there it stays, however it grows or shrinks."""
+    size = len(block)
+    block += bytes(_OWN_BYTES)
+    del block[size:]
 
 
 class Settling:

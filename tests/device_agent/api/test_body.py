@@ -19,6 +19,7 @@ from device_agent.api.body import (
     read_body,
 )
 from device_agent.errors import AgentError, OverloadError, RequestError, TooLargeError
+from device_agent.serving import memory
 
 
 def read(
@@ -70,6 +71,34 @@ def test_all_callers_share_the_budget() -> None:
         read([b"12345"], 100, budget)
     budget.release(6)
     assert read([b"12345"], 100, budget) == b"12345"
+
+
+@given(st.lists(st.integers(1, 400_000), min_size=1, max_size=9))
+def test_large_bodies_are_whole(sizes: list[int]) -> None:
+    parts = [random.Random(size).randbytes(size) for size in sizes]
+    assert read(parts, 4 << 20, Budget(4 << 20)) == b"".join(parts)
+
+
+def test_memory_is_given_back_when_the_last_of_many_bodies_is_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(True))
+
+    async def hold(count: int) -> None:
+        budget = Budget(10 << 20)
+        for _ in range(count):
+            budget.take(300_000)
+        for _ in range(count):
+            assert not given_back
+            budget.release(300_000)
+            await asyncio.sleep(0)
+        await asyncio.sleep(2 * memory._PAUSE_S)
+
+    asyncio.run(hold(3))
+    assert not given_back
+    asyncio.run(hold(4))
+    assert given_back == [True]
 
 
 def test_announced_lengths() -> None:

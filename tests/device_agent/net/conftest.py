@@ -33,6 +33,8 @@ class Tiny:
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     """Paths whose caller left before its body was whole."""
+    released: threading.Event = field(default_factory=threading.Event)
+    """What ``/held`` waits for before it answers."""
 
     @property
     def counts(self) -> connections.ConnectionCounts:
@@ -76,6 +78,8 @@ class Tiny:
             raise ValueError("the application's own mistake")
         if path == "/slow":
             await asyncio.sleep(0.4)
+        while path == "/held" and not self.released.is_set():
+            await asyncio.sleep(0.01)
         if path == "/headers":
             body = b"\n".join(b"%b=%b" % pair for pair in scope["headers"])
         await respond(send, 200, b"x" * BIG_BYTES if path == "/big" else body)
@@ -174,6 +178,7 @@ def serve(
             try:
                 yield tiny
             finally:
+                tiny.released.set()
                 tiny.stop(0.0)
                 tiny.loop.call_soon_threadsafe(ended.set)
                 thread.join()

@@ -18,10 +18,10 @@ def idle(tiny: Tiny) -> socket.socket:
 
 
 def busy(tiny: Tiny) -> socket.socket:
-    """A connection with a request under way."""
+    """A connection with a request under way until ``tiny.released`` is set."""
     sock = tiny.connect()
     before = len(tiny.seen)
-    sock.sendall(request("/slow"))
+    sock.sendall(request("/held"))
     eventually(lambda: len(tiny.seen) > before)
     return sock
 
@@ -98,6 +98,7 @@ def test_reserve_answers_health_and_nothing_else(serve: Serve) -> None:
         assert error(raw)[0] == 503
         assert b"retry-after: 1\r\n" in raw.lower()
         assert tiny.counts.refused["reserve"] == 1
+        tiny.released.set()
         assert all(answer(sock)[0] == 200 for sock in under_way)
         assert tiny.get("/")[0] == 200
         for sock in under_way:
@@ -111,6 +112,7 @@ def test_a_reserved_connection_is_served_when_there_is_room(serve: Serve) -> Non
             kept.sendall(request("/v2/health/live"))
             assert answer(kept)[0] == 200
             assert tiny.counts.reserved == 1
+            tiny.released.set()
             assert answer(sock)[0] == 200
         eventually(lambda: tiny.counts.open == 0)
         kept.sendall(request("/", b"x"))

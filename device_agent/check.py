@@ -24,7 +24,6 @@ memory are the emulator's, too: neither is gated, latency is not even reported, 
 input is run once; whoever emulates measures memory from outside.
 """
 
-import re
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +39,7 @@ from .contract.codes import Reason
 from .contract.errors import ArtifactError, BundleError, IsaError, MachineError
 from .contract.golden import Golden, GoldenReport, judge, read_golden
 from .contract.manifest import Manifest
+from .contract.versions import version_key
 from .runtimes import runtime as runtime_named
 from .runtimes.base import placed
 from .runtimes.probe import ProbeLimits, ProbeRequest, ProbeResult, probe
@@ -235,16 +235,6 @@ def mismatch(judged: GoldenReport) -> str:
         f"{len(judged.wrong_vectors)} of {judged.vectors} golden vectors are wrong; "
         f"worst: vector {worst.vector}, output {worst.output!r}: {found}"
     )
-
-
-def version_key(text: str) -> tuple[int, ...]:
-    """What versions are ordered by: their leading numbers.
-
-    >>> version_key("1.31.1") < version_key("2026.4.1-22134-releases")
-    True
-    """
-    numbers = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, numbers.group().split("."))) if numbers else ()
 
 
 def _failed(

@@ -25,6 +25,7 @@ from .download.rules import DownloadLimits, Wanted
 from .durable import REAL, make_folder
 from .errors import UpdateError
 from .identity import Identity
+from .runtimes.installed import installed
 from .spool.rules import SpoolLimits
 from .spool.spool import Spool
 from .trust.client import Authorized, TrustClient, TrustConfig
@@ -61,7 +62,7 @@ class Member:
         self.trust = TrustClient(
             TrustConfig(
                 identity.root, identity.director, document.registry,
-                Facts(document.device, compatible(), __version__),
+                Facts(document.device, compatible(), __version__, installed()),
                 ca=_existing(identity.folder / "registry-ca.crt"),
                 enrolled=document.enrolled_at.timestamp(),
             ),

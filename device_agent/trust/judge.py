@@ -20,6 +20,7 @@ from ..contract.bundle import SUFFIX
 from ..contract.codes import Reason
 from ..contract.envelope import Envelope
 from ..contract.messages import Desired
+from ..contract.versions import version_key
 from ..errors import UpdateError
 from . import desired as director
 from .fetch import Fetcher
@@ -159,19 +160,19 @@ def check_fit(
             f"it is for {compatible}; this device is {list(facts.compatible)}",
         )
     needed = str(custom.get("agent_min", "0"))
-    if _older(facts.agent, needed):
+    if version_key(facts.agent) < version_key(needed):
         raise UpdateError(
             Reason.INCOMPATIBLE,
             f"it needs agent {needed} or later; this is {facts.agent}",
         )
     runtime = custom.get("runtime")
     runtime = runtime if isinstance(runtime, dict) else {}
-    here = facts.runtimes.get(str(runtime.get("name")))
-    if here is not None and _older(here, str(runtime.get("min_version", "0"))):
+    name, oldest = str(runtime.get("name")), str(runtime.get("min_version", "0"))
+    here = facts.runtimes.get(name)
+    if here is not None and (not here or version_key(here) < version_key(oldest)):
         raise UpdateError(
             Reason.RUNTIME_LACKING,
-            f"it needs {runtime.get('name')} {runtime.get('min_version')} or later; "
-            f"{here} is installed",
+            f"it needs {name} {oldest} or later; {here or 'none'} is installed",
         )
     if length > bytes_max:
         raise UpdateError(
@@ -192,15 +193,3 @@ def _unsigned(envelope: Envelope) -> UpdateError:
         Reason.DESIRED_SIGNATURE,
         f"the message is not signed by a key of this device's director (key ids {ids})",
     )
-
-
-def _older(found: str, needed: str) -> bool:
-    return _numbers(found) < _numbers(needed)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split("."):
-        digits = "".join(sign for sign in part if sign.isdigit())
-        parts.append(int(digits[:9] or "0"))
-    return tuple(parts)

@@ -4,11 +4,9 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from .floors import Committed, Floors
-
-ANSWER_BYTES_MAX: Final = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Facts:
     compatible: tuple[str, ...]
     agent: str
     runtimes: Mapping[str, str] = field(default_factory=dict)
-    """Name → version; a runtime that is not named here is not judged."""
+    """Name → version, empty: not installed; one that is not named is not judged."""
 
 
 @dataclass(frozen=True)

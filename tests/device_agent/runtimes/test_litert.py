@@ -132,7 +132,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 
 def test_an_older_package_counts_as_older_than_all():
-    from device_agent.check import version_key
+    from device_agent.contract.versions import version_key
 
     assert version_key("0.2.14.0") < version_key("1.0.1") < version_key("2.3.0")
 

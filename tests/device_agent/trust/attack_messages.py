@@ -200,6 +200,8 @@ row("wrong target", "an agent that is too old", Reason.INCOMPATIBLE,
     _fits(agent="0.0.9"))  # fmt: skip
 row("wrong target", "a runtime that is too old", Reason.RUNTIME_LACKING,
     _fits(runtimes={"onnxruntime": "1.16.3"}))  # fmt: skip
+row("wrong target", "a runtime that is not installed", Reason.RUNTIME_LACKING,
+    _fits(runtimes={"onnxruntime": ""}))  # fmt: skip
 
 
 @attack("wrong target", Reason.DOWNLOAD_TOO_LARGE)

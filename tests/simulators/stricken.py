@@ -15,15 +15,18 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 from callers import calling
 from faultflows import Campaign
-from fields import Field, check, digest, release
+from fields import Field, check, digest, fielded, release
 from killing import Fault
 
 from device_agent.contract.codes import Outcome
@@ -151,21 +154,45 @@ class Stricken:
 
 
 def strike(
-    site: Field, seed: int, sample: int | None, whats: Sequence[str] = WHATS
+    folder: Path, seed: int, sample: int | None = None, fields: int = 1
 ) -> Campaign:
-    """Every point and every fault, or a sample of them."""
-    campaign = Campaign(f"{', '.join(whats)} by strace, the agent in an update", seed)
-    one = Stricken(site)
-    one.prepare()
-    points = one.points()
+    """Every point and every fault, or a sample of them.
+
+    Args:
+        folder: An empty one.
+        seed: Of the sample.
+        sample: How many faults; None: all.
+        fields: In how many fields at once; much of the time is waited for.
+    """
+    campaign = Campaign(f"{', '.join(WHATS)} by strace, the agent in an update", seed)
+    with _prepared(folder / "points") as one:
+        points = one.points()
     campaign.points = len(points)
-    faults = [Fault(call, at, what) for what in whats for call, at in points]
+    faults = [Fault(call, at, what) for what in WHATS for call, at in points]
     if sample is not None:
         faults = random.Random(seed).sample(faults, min(sample, len(faults)))
-    for fault in faults:
-        campaign.faults += 1
-        campaign.found(str(fault), one.strike(fault))
+    parts = [faults[number::fields] for number in range(fields)]
+    with ProcessPoolExecutor(fields, get_context("spawn")) as pool:
+        folders = [folder / f"{number}" for number in range(fields)]
+        for found in pool.map(_struck, folders, parts):
+            for fault, wrong in found:
+                campaign.faults += 1
+                campaign.found(str(fault), wrong)
     return campaign
+
+
+def _struck(folder: Path, faults: Sequence[Fault]) -> list[tuple[Fault, list[str]]]:
+    with _prepared(folder) as one:
+        return [(fault, one.strike(fault)) for fault in faults]
+
+
+@contextmanager
+def _prepared(folder: Path) -> Iterator[Stricken]:
+    folder.mkdir()
+    with fielded(folder) as site:
+        one = Stricken(site)
+        one.prepare()
+        yield one
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

@@ -274,3 +274,69 @@ def test_emulate(source: Path, tmp_path: Path) -> None:
     made = installed(source, tmp_path / "venv", "emulate")
     made.lacks(*HOST, *OTHER, "onnxruntime", "openvino", "PIL")
     made.imports(*modules(source, "device_agent/contract"), *modules(source, "targets"))
+
+
+OBJECT_STORE = """
+import sys, time, fsspec, os
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+os.environ["AWS_ENDPOINT_URL"] = "http://%s:%d" % server.get_host_and_port()
+fsspec.filesystem("s3").mkdir("models")
+print("url", os.environ["AWS_ENDPOINT_URL"], flush=True)
+sys.stdin.read()
+"""
+RACE = """
+from concurrent.futures import ThreadPoolExecutor
+from edgeml.registry.storage import storage
+place = storage("s3://models/race")
+def won(number):
+    try:
+        place.create("metadata/lock", b"%d" % number)
+    except FileExistsError:
+        return False
+    return True
+with ThreadPoolExecutor(8) as pool:
+    print(sum(pool.map(won, range(8))))
+"""
+
+
+def test_publish_to_an_object_store(source: Path, tmp_path: Path) -> None:
+    made = installed(source, tmp_path / "venv", "publish")
+    made.lacks("torch", "onnx", "onnxruntime", "openvino", "nncf", *OTHER)
+    needs = ("s3fs", "moto[s3]", "flask", "flask-cors")
+    done = made.run("pip", "install", "--quiet", *needs, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bundle = tmp_path / "linear.edgeml"
+    bundle.write_bytes(bundles.bundle())
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "two",
+        "AWS_DEFAULT_REGION": "us-east-1", "EDGEML_PASSPHRASE": "three",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in secrets.items():
+            environment.setenv(name, value)
+        store = subprocess.Popen(
+            [str(made.folder / "bin" / "python"), "-c", OBJECT_STORE], cwd=tmp_path,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert store.stdout is not None
+            lines = iter(store.stdout.readline, "")
+            url = next(one.split()[1] for one in lines if one.startswith("url "))
+            environment.setenv("AWS_ENDPOINT_URL", url)
+            there, keys = "s3://models/one", ("--keys", tmp_path / "keys")
+            for verb in (
+                ("keys", "init", "--registry", there),
+                ("keys", "add", "team", "--model", "linear", "--registry", there),
+                ("publish", bundle, "--registry", there),
+                *(("registry", name, there) for name in ("verify", "refresh", "gc")),
+                ("registry", "list", there, "--json"),
+            ):
+                done = made.run("edgeml", *verb, *keys, cwd=tmp_path)
+                assert done.returncode == 0, f"{verb}: {done.stderr}{done.stdout}"
+            (release,) = json.loads(done.stdout)["releases"]
+            assert release["path"] == "linear/1.0.0/cpu-x86_64.edgeml"
+            assert made.python(RACE).strip() == "1"
+        finally:
+            store.communicate("", 30)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -46,6 +47,17 @@ class Environment:
             env={**kept, "XDG_CACHE_HOME": str(self.folder / "cache"),
                  "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+
+    def install(self, *packages: str) -> None:
+        """Packages beside what the extra has brought."""
+        done = self.run("pip", "install", "--quiet", *packages, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+
+    def edgeml(self, *arguments: object, cwd: Path) -> str:
+        """What the command says; it must end well."""
+        done = self.run("edgeml", *arguments, cwd=cwd)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}{done.stdout}"
+        return done.stdout
 
     def python(self, code: str) -> str:
         """What the code prints; it must end well."""
@@ -276,6 +288,7 @@ def test_emulate(source: Path, tmp_path: Path) -> None:
     made.imports(*modules(source, "device_agent/contract"), *modules(source, "targets"))
 
 
+PIN = "1234"
 OBJECT_STORE = """
 import sys, time, fsspec, os
 from moto.server import ThreadedMotoServer
@@ -301,17 +314,26 @@ with ThreadPoolExecutor(8) as pool:
 """
 
 
-def test_publish_to_an_object_store(source: Path, tmp_path: Path) -> None:
-    made = installed(source, tmp_path / "venv", "publish")
+@pytest.fixture(scope="module")
+def publisher(
+    source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Environment]:
+    """Where one signs and publishes, and builds nothing."""
+    made = installed(source, tmp_path_factory.mktemp("publish") / "venv", "publish")
     made.lacks("torch", "onnx", "onnxruntime", "openvino", "nncf", *OTHER)
-    needs = ("s3fs", "moto[s3]", "flask", "flask-cors")
-    done = made.run("pip", "install", "--quiet", *needs, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EDGEML_PASSPHRASE", PIN)
+        yield made
+
+
+def test_publish_to_an_object_store(publisher: Environment, tmp_path: Path) -> None:
+    made = publisher
+    made.install("s3fs", "moto[s3]", "flask", "flask-cors")
     bundle = tmp_path / "linear.edgeml"
     bundle.write_bytes(bundles.bundle())
     secrets = {
         "AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "two",
-        "AWS_DEFAULT_REGION": "us-east-1", "EDGEML_PASSPHRASE": "three",
+        "AWS_DEFAULT_REGION": "us-east-1",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as environment:
         for name, value in secrets.items():
@@ -333,10 +355,63 @@ def test_publish_to_an_object_store(source: Path, tmp_path: Path) -> None:
                 *(("registry", name, there) for name in ("verify", "refresh", "gc")),
                 ("registry", "list", there, "--json"),
             ):
-                done = made.run("edgeml", *verb, *keys, cwd=tmp_path)
-                assert done.returncode == 0, f"{verb}: {done.stderr}{done.stdout}"
-            (release,) = json.loads(done.stdout)["releases"]
+                said = made.edgeml(*verb, *keys, cwd=tmp_path)
+            (release,) = json.loads(said)["releases"]
             assert release["path"] == "linear/1.0.0/cpu-x86_64.edgeml"
             assert made.python(RACE).strip() == "1"
         finally:
             store.communicate("", 30)
+
+
+TOKEN = """
+import os, pkcs11
+from pkcs11.util.ec import encode_named_curve_parameters
+from securesystemslib.signer import HSMSigner
+token = pkcs11.lib(os.environ["PYKCS11LIB"]).get_token(token_label="edgeml")
+curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
+with token.open(user_pin="1234", rw=True) as session:
+    made = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+    made.generate_keypair(store=True, label="edgeml", id=bytes([2]))
+uri, key = HSMSigner.import_(2, "edgeml", lambda _: "1234")
+open("public.pem", "w").write(key.keyval["public"])
+print(uri)
+"""
+SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
+
+
+@pytest.mark.skipif(not SOFTHSM.exists(), reason="needs SoftHSM (apt install softhsm2)")
+def test_a_key_that_never_leaves_its_token(
+    publisher: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.install("python-pkcs11", "asn1crypto")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir={tmp_path}/tokens\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    monkeypatch.setenv("PYKCS11LIB", str(SOFTHSM))
+    subprocess.run(
+        ["softhsm2-util", "--init-token", "--free", "--label", "edgeml", "--pin", PIN,
+         "--so-pin", "4321"], check=True,
+    )  # fmt: skip
+    (tmp_path / "generate.py").write_text(TOKEN)
+    uri = publisher.run("python", "generate.py", cwd=tmp_path).stdout.strip()
+    assert uri == "hsm:2?label=edgeml"
+    bundle = tmp_path / "linear.edgeml"
+    bundle.write_bytes(bundles.bundle())
+    there = ("--registry", tmp_path / "registry", "--keys", tmp_path / "keys")
+    brought = ("--uri", uri, "--public", tmp_path / "public.pem")
+    publisher.edgeml("keys", "init", *there, cwd=tmp_path)
+    publisher.edgeml(
+        "keys", "add", "team", "--model", "linear", *brought, *there, cwd=tmp_path
+    )
+    monkeypatch.setenv("EDGEML_PASSPHRASE", "4444")
+    done = publisher.run("edgeml", "publish", bundle, *there, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "key team does not sign for linear: PinIncorrect" in done.stderr
+    monkeypatch.setenv("EDGEML_PASSPHRASE", PIN)
+    publisher.edgeml("publish", bundle, *there, cwd=tmp_path)
+    said = publisher.edgeml(
+        "registry", "verify", tmp_path / "registry", "--keys", tmp_path / "keys",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "0 problems" in said
+    assert "linear/1.0.0/cpu-x86_64.edgeml" in said

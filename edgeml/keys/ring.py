@@ -21,6 +21,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.exceptions import Error as SigningError
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
 from ..errors import InputError, UsageError
@@ -156,7 +157,7 @@ class Ring:
             pem = (entry.folder / rest).read_bytes()
             secret = self._secrets(f"passphrase of {entry.name}").encode()
             private = serialization.load_pem_private_key(pem, secret or None)
-        except (ValueError, TypeError, OSError) as cause:
+        except (ValueError, TypeError, OSError, SigningError) as cause:
             raise InputError(f"key {entry.name} cannot be used: {cause}") from cause
         if not isinstance(private, Ed25519PrivateKey):
             raise InputError(f"key {entry.name}: {rest} is not an ed25519 key")

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any
 
 from securesystemslib.signer import Key
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Targets
 
 from ..errors import InputError, UsageError
@@ -98,6 +99,12 @@ class Change:
         elif name == DIRECTOR:
             if threshold != 1:
                 raise UsageError("one key of the director signs; its threshold is 1")
+            others = [one.keytype for one in keys if one.keytype != "ed25519"]
+            if others:
+                raise UsageError(
+                    f"devices take a director's word by ed25519 keys only; this one is "
+                    f"{others[0]}"
+                )
             field = {one: key.to_dict() for one, key in unique.items()}
             self.state.targets.signed.unrecognized_fields[DIRECTOR] = field
             self._dirty.add("targets")
@@ -230,7 +237,15 @@ class Change:
         ]
         metadata.signatures.clear()
         for signer in [*signers, *self._ring.signers(former)]:
-            metadata.sign(signer, append=True)
+            try:
+                metadata.sign(signer, append=True)
+            except UnsignedMetadataError as cause:
+                entry = self._ring.of(signer.public_key.keyid)
+                why = str(cause.__cause__) or type(cause.__cause__).__name__
+                raise InputError(
+                    f"key {entry.name if entry else '?'} does not sign for {name}: "
+                    f"{why}; nothing was published"
+                ) from cause
         if name == "root" and role == "root" and not is_signed(
             self._before.signed, "root", metadata
         ):  # fmt: skip

@@ -258,11 +258,12 @@ def _whom(role: str | None, model: str | None) -> str:
 def _key(ring: Any, name: str, uri: str | None, public: Path | None) -> Any:
     """The key of that name; made, or brought, where there is none."""
     from ..errors import UsageError
+    from .publish import raw_of
 
     if (uri is None) != (public is None):
         raise UsageError("--uri and --public go together")
     if uri is not None and public is not None:
-        return ring.bring(name, uri, public.read_bytes()).key
+        return ring.bring(name, uri, raw_of(public)).key
     if name in {one.name for one in ring.entries}:
         return ring.entry(name).key
     return ring.make(name).key

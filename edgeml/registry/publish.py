@@ -119,7 +119,7 @@ def custom(manifest: Manifest, channel: str) -> dict[str, Any]:
 
 
 def raw_of(path: Path) -> bytes:
-    """The bytes of a bundle's file.
+    """The bytes of a file that somebody named.
 
     Raises:
         InputError: it cannot be read.

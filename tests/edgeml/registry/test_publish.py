@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import registries
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from registries import House, house, release
+from securesystemslib.signer import CryptoSigner, Key, Signature
 
 from edgeml.errors import InputError, UsageError
 from edgeml.registry import ceremony
@@ -105,7 +108,6 @@ def test_a_wrong_passphrase_is_said(tmp_path: Path) -> None:
 def test_a_key_may_be_elsewhere(tmp_path: Path) -> None:
     """As securesystemslib names it: here a file of its own scheme, else an HSM."""
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     one = house(tmp_path, "linear")
     private = Ed25519PrivateKey.generate()
@@ -126,6 +128,33 @@ def test_a_key_may_be_elsewhere(tmp_path: Path) -> None:
     change.commit(one.storage)
     one.publish(release("1.0.0", 1))
     assert problems(one) == []
+
+
+def test_a_director_that_devices_cannot_verify_is_refused(tmp_path: Path) -> None:
+    key = CryptoSigner(generate_private_key(SECP256R1())).public_key
+    change = house(tmp_path, "linear").change()
+    with pytest.raises(UsageError, match="ed25519 keys only; this one is ecdsa"):
+        change.assign("director", [key], 1)
+
+
+def test_a_key_that_does_not_sign_is_named(tmp_path: Path) -> None:
+    one = house(tmp_path, "linear")
+    entry = one.ring.entry(registries.TEAM)
+
+    class Locked(CryptoSigner):
+        @property
+        def public_key(self) -> Key:
+            return entry.key
+
+        def sign(self, payload: bytes) -> Signature:
+            raise OSError("the token is locked")
+
+    one.ring._signers[entry.key.keyid] = Locked(Ed25519PrivateKey.generate())
+    before = one.storage.names("")
+    with pytest.raises(InputError, match=f"key {entry.name} .* the token is locked"):
+        one.publish(release("1.0.0", 1))
+    found = [name for name in one.storage.names("") if name.startswith("metadata")]
+    assert found == [name for name in before if name.startswith("metadata")]
 
 
 @pytest.mark.parametrize(

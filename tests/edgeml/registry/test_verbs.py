@@ -111,11 +111,13 @@ def test_a_difference_is_exit_code_1(place: Path) -> None:
         (("keys", "init"), 2, "holds a registry already"),
         (("keys", "add", "x"), 2, "give --model NAME, or --role"),
         (("keys", "add", "Bad", "--model", "m"), 2, "is no name for a key"),
+        (("keys", "add", "x", "--model", "m", "--uri", "hsm:2", "--public", "no.pem"),
+         4, "no.pem cannot be read"),
         (("keys", "rotate", "nobody", "x"), 2, "no key 'nobody'"),
         (("keys", "revoke", "team"), 2, "only key of linear"),
         (("keys", "threshold", "4", "--role", "root"), 2, "threshold of 4 with 3 keys"),
         (("publish", "nothing.edgeml"), 4, "nothing.edgeml"),
     ],
-)
+)  # fmt: skip
 def test_refusals(place: Path, words: tuple[str, ...], code: int, text: str) -> None:
     assert text in say(place, *words, code=code)

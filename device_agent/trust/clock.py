@@ -16,7 +16,7 @@ from ..contract.codes import Reason
 from ..errors import UpdateError
 
 BUILT: Final = 1_793_491_200.0
-"""2026-11-01: raised with every release of the agent."""
+"""2026-11-01: raised with every release of the agent (``tests/test_release.py``)."""
 AHEAD_MAX_S: Final = 10 * 365.25 * 86_400
 
 

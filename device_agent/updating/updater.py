@@ -57,7 +57,7 @@ from .events import (
     Wanted,
     Withdrawn,
 )
-from .facts import Job, Slot, State
+from .facts import Held, Job, Slot, State
 from .health import Trial
 from .machine import step
 from .policy import Limits
@@ -318,9 +318,10 @@ class Updater:
             inbox = self.state.inbox
             if inbox is None or inbox.number != effect.number:
                 return None  # another word has come while this one waited
-            proven = self.state.slot(self.state.committed)
-            if proven is not None:  # a cut may have come between it and its floor
-                self._parts.trust.committed(proven)
+            slot = self.state.committed
+            proven = self.state.slot(slot)
+            if slot is not None and proven is not None:  # a cut may have come before it
+                self._prove(slot, proven)
             goal = self._parts.trust.authorize(effect.envelope)
             assert self._store is not None
             wrong = self._store.quarantined(goal.desired.digest)
@@ -407,16 +408,16 @@ class Updater:
         held = self.state.slot(slot)
         assert held is not None
         self._end_trial()
-        await self._in_time(self._parts.models.commit(), "the old model does not leave")
-
-        def prove() -> None:
-            self._slots.prove(slot, held)
-            self._parts.trust.committed(held)
-
         try:
-            await self._judge.run(prove)
+            await self._judge.run(lambda: self._prove(slot, held))
         except (StorageError, UpdateError) as error:
             log(_LOG, logging.ERROR, "floor not raised", reason=str(error))
+        await self._in_time(self._parts.models.commit(), "the old model does not leave")
+
+    def _prove(self, slot: Slot, held: Held) -> None:
+        """What a lost state must not take back; again is harmless."""
+        self._slots.prove(slot, held)
+        self._parts.trust.committed(held)
 
     async def _rollback(self) -> None:
         self._end_trial()

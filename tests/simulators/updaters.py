@@ -162,9 +162,12 @@ class Device:
             Settings(**settings),
         )
         self._task: asyncio.Task[None] | None = None
+        self._known: Attempt | None = None
+        """How the last attempt stood when it began."""
 
     async def start(self) -> None:
         await self.updater.boot()
+        self._known = self.updater.state.attempt
         self._task = asyncio.create_task(self.updater.run())
 
     async def stop(self, *, orderly: bool = True) -> None:
@@ -191,12 +194,13 @@ class Device:
         self.updater.heard(word(self.library.files[digest], digest, serial, **changes))
 
     async def ended(self, serial: int, within_s: float = 90.0) -> Attempt:
-        """Wait until the attempt at that word has ended."""
+        """Wait until the attempt at that word has ended, and the fleet was told."""
         async with asyncio.timeout(within_s):
             while True:
-                attempt = self.updater.state.attempt
-                if attempt and attempt.serial == serial and attempt.outcome:
-                    return attempt
+                said = [self._known, *(attempt for _, attempt in self.fleet.reports)]
+                for attempt in said:
+                    if attempt and attempt.serial == serial and attempt.outcome:
+                        return attempt
                 self._check()
                 await asyncio.sleep(0.01)
 

@@ -9,7 +9,8 @@ from repositories import linear
 from updaters import LIMITS, TRIAL, Device, tell
 
 from device_agent.contract.codes import Outcome, Phase, Reason
-from device_agent.errors import UpdateError
+from device_agent.errors import StorageError, UpdateError
+from device_agent.updating.facts import Held, Slot
 
 LONG = {"trial_s": 600, "trial_inferences": 1_000_000}
 
@@ -251,6 +252,31 @@ def test_a_lost_database_is_made_good_from_the_slots(tmp_path: Path) -> None:
         await to(device, 3)
 
     tell(tmp_path, story)
+    for path in (tmp_path / "state").glob("state.db*"):
+        path.write_bytes(b"\xff" * 5000)
+    tell(tmp_path, after)
+
+
+def test_what_a_cut_left_undone_after_a_commit_is_made_good(tmp_path: Path) -> None:
+    async def cut(device: Device) -> None:
+        await to(device, 1)
+        prove = device.updater._slots.prove
+
+        def full(slot: Slot, held: Held) -> None:
+            if held.counter == 2:
+                raise StorageError(Reason.NO_SPACE, "the disk is full")
+
+        device.updater._slots.prove = full
+        second = await to(device, 2)
+        device.updater._slots.prove = prove
+        assert device.library.floors["linear"] == 1
+        device.want(second, 3)
+        await device.until(lambda: device.library.floors["linear"] == 2)
+
+    async def after(device: Device) -> None:
+        assert await device.ask() == 2
+
+    tell(tmp_path, cut)
     for path in (tmp_path / "state").glob("state.db*"):
         path.write_bytes(b"\xff" * 5000)
     tell(tmp_path, after)

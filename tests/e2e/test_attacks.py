@@ -31,6 +31,11 @@ from .attacks import ATTACKS
 HEALTH_S_MAX = 1.0
 RSS_BYTES_MAX = 150_000_000
 ATTACK_S_MAX = 60.0
+LATER = frozenset(
+    {"slow_body", "half_bodies", "half_requests", "json_unread", "idle_after_use",
+     "hard_questions", "churn", "many_paths", "large_photos"}
+)  # fmt: skip
+"""Seconds each, and another of their kind is among those of the default run."""
 HEADER_S, BODY_S, RESPONSE_S = 1.5, 2.0, 2.0
 TOML = f"""
 [limits]
@@ -132,7 +137,13 @@ def figures() -> Iterator[list[str]]:
     print("\n" + "\n".join(lines))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LATER else ())
+        for name in ATTACKS
+    ],
+)
 def test_attack(name: str, device: Agent, figures: list[str]) -> None:
     _forget_peak(device)
     started = time.monotonic()

@@ -174,6 +174,7 @@ APART_MODELS = ("pickle as onnx", "huge constant", "external link", "custom oper
 APART_BUNDLES = ("climbing path", "pickle", "unlisted member")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", APART_PROJECTS)
 def test_projects_in_a_process(name: str, tmp_path: Path, scratch: Path) -> None:
     case = broken(name, tmp_path)

@@ -212,6 +212,7 @@ def check_refusals(fates: Sequence[Fate]) -> None:
     assert all(one is not None and int(one) >= 1 for one in seconds), seconds
 
 
+@pytest.mark.long
 def test_five_times_too_much_for_a_while(device: Agent) -> None:
     rate = OVERLOAD * capacity(device, 1.0)
     before = books(device)

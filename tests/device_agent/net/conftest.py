@@ -136,8 +136,14 @@ def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:
 Serve = Callable[..., AbstractContextManager[Tiny]]
 
 
-@pytest.fixture(params=["httptools-uvloop", "httptools-asyncio", "h11-uvloop",
-                        "h11-asyncio"])  # fmt: skip
+KINDS = [
+    "httptools-uvloop", "h11-asyncio",
+    *(pytest.param(one, marks=pytest.mark.long)
+      for one in ("httptools-asyncio", "h11-uvloop")),
+]  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
 def serve(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Serve:

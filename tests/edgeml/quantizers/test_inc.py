@@ -141,6 +141,7 @@ def test_the_recipes_methods_and_granularity_reach_the_tool():
     }
 
 
+@pytest.mark.long
 def test_per_tensor_weights_have_one_scale(net, samples):
     model = graph_of(net, 1)
     options = ways(("minmax",), False)["minmax"]

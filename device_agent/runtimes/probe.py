@@ -7,7 +7,7 @@ The rules it keeps:
 2. The limits are set before the runtime is imported; no new privileges, no core dump;
    who asked for it and ends takes it along.
 3. Only tensors and one JSON object come back; what libraries print goes to stderr.
-4. Memory is that of the whole process at its peak (VmHWM): interpreter, runtime, model.
+4. Memory is that of the whole process at its peak: interpreter, runtime, model.
    ``baseline_bytes`` (resident before the load) tells the model's part.
 
 ``python -m device_agent.runtimes.probe`` reads the request on stdin.
@@ -30,7 +30,7 @@ from typing import Any
 
 from ..contract.codes import Reason
 from ..contract.errors import ArtifactError, DeviceError, IsaError, MachineError
-from ..contract.machine import memory_bytes
+from ..contract.machine import memory_bytes, peak_bytes
 from ..contract.manifest import Option
 from ..contract.npz import read_tensors, write_tensors
 from ..contract.tensors import Array, Feeds
@@ -186,7 +186,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
             session.predict(feeds[number % len(feeds)])
         latencies = _time(session.predict, feeds, request)
     Path(request["outputs"]).write_bytes(write_tensors({"runs": outputs}))
-    peak = memory_bytes("VmHWM")
+    peak = peak_bytes()
     return {
         "version": runtime.version(),
         "load_ms": load_ms,

@@ -1,5 +1,9 @@
 """What a machine says of itself, read from texts of real ones."""
 
+from pathlib import Path
+
+import pytest
+
 from device_agent.contract import machine
 
 PI4 = """processor\t: 0
@@ -60,6 +64,28 @@ def test_this_machine() -> None:
     assert machine.name().startswith(machine.arch())
     assert machine.memory_bytes("VmHWM") >= machine.memory_bytes("VmRSS") * 0.9 > 0
     assert machine.memory_bytes("VmNothing") == 0
+
+
+def test_the_peak_counts_what_was_given_back_and_what_is_there() -> None:
+    resident = machine._kilobytes(machine._ROLLUP, "Rss")
+    assert machine.peak_bytes() >= resident > 0
+    block = b"x" * (64 << 20)
+    del block
+    assert machine.peak_bytes() >= resident + (60 << 20)
+
+
+def test_a_kernel_that_counts_in_batches_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux 6.1 counted a 32-bit process of four threads."""
+    status, rollup = tmp_path / "status", tmp_path / "rollup"
+    status.write_text("VmHWM:\t   35056 kB\nVmRSS:\t   35056 kB\n")
+    rollup.write_text("ff000-ffff0 ---p 00000000 00:00 0 [rollup]\nRss:  35716 kB\n")
+    monkeypatch.setattr(machine, "_STATUS", status)
+    monkeypatch.setattr(machine, "_ROLLUP", rollup)
+    assert machine.peak_bytes() == 35716 * 1024
+    rollup.unlink()  # before Linux 4.14
+    assert machine.peak_bytes() == 35056 * 1024
 
 
 def test_a_32_bit_program_on_a_64_bit_kernel_has_what_its_processor_has() -> None:

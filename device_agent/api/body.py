@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import OverloadError, RequestError, TooLargeError
 from ..serving.memory import LARGE_BYTES, Settling, apart
 
-_APART_BYTES = 128 << 10
+_APART_BYTES = 512 << 10
 """A longer body has a block of its own; it would leave a hole at every size it had."""
 
 Receive = Callable[[], Awaitable[Any]]

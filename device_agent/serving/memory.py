@@ -37,7 +37,7 @@ def keep_small() -> None:
 def apart(block: bytearray) -> None:
     """Move it out of the heaps; there it stays, however it grows or shrinks."""
     size = len(block)
-    block += bytes(_OWN_BYTES)
+    block += bytes(max(_OWN_BYTES - size, 1))
     del block[size:]
 
 

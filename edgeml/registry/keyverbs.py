@@ -252,6 +252,8 @@ def _whom(role: str | None, model: str | None) -> str:
     roles = ("root", "snapshot", "timestamp", "director")
     if (role is None) == (model is None) or (role and role not in roles):
         raise UsageError(f"give --model NAME, or --role, one of: {', '.join(roles)}")
+    if model in (*roles, "targets"):
+        raise UsageError(f"no model can be called {model}: a role is called so")
     return role or str(model)
 
 

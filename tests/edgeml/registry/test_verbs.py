@@ -113,6 +113,7 @@ def test_a_difference_is_exit_code_1(place: Path) -> None:
         (("keys", "add", "Bad", "--model", "m"), 2, "is no name for a key"),
         (("keys", "add", "x", "--model", "m", "--uri", "hsm:2", "--public", "no.pem"),
          4, "no.pem cannot be read"),
+        (("keys", "add", "x", "--model", "director"), 2, "a role is called so"),
         (("keys", "rotate", "nobody", "x"), 2, "no key 'nobody'"),
         (("keys", "revoke", "team"), 2, "only key of linear"),
         (("keys", "threshold", "4", "--role", "root"), 2, "threshold of 4 with 3 keys"),

@@ -237,6 +237,6 @@ def test_a_token_is_asked_for_once(chromium, tmp_path):
             "document.querySelector('#token button').click()"
         )
         chromium.await_true("document.querySelectorAll('h2').length == 1")
-        assert chromium.evaluate("document.getElementById('token').hidden")
+        chromium.await_true("document.getElementById('token').hidden")
         chromium.open(f"{address}/")
         chromium.await_true("document.querySelectorAll('h2').length == 1")

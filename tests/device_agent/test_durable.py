@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recording import Recording
 
 from device_agent.contract.codes import Reason
 from device_agent.durable import (
@@ -45,29 +46,6 @@ class Failing(Disk):
             raise StorageError(reason, f"{name}: {os.strerror(self.code)}")
 
         return fail
-
-
-class Recording(Disk):
-    """A disk that remembers what was done, by name."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-
-    def write(self, file: File, data: bytes, offset: int) -> None:
-        self.done.append(("write", file.path.name))
-        super().write(file, data, offset)
-
-    def sync(self, file: File) -> None:
-        self.done.append(("sync", file.path.name))
-        super().sync(file)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self.done.append(("rename", new.name))
-        super().rename(old, new)
-
-    def sync_folder(self, path: Path) -> None:
-        self.done.append(("sync_folder", path.name))
-        super().sync_folder(path)
 
 
 def test_replace_writes_beside_syncs_renames_and_syncs_the_folder(

@@ -16,6 +16,7 @@ from brokers import broker
 from enrolment import EnrolmentServer, enrolling
 from fleets import fleet
 from linked import linked
+from recording import Recording
 
 from device_agent.__main__ import main
 from device_agent.durable import REAL, Disk, File, StateLock
@@ -176,7 +177,7 @@ def test_after_a_power_cut_the_same_command_gets_the_same_identity(
 def test_the_key_is_on_the_disk_before_the_token_is_used(
     server: EnrolmentServer, state: Path
 ) -> None:
-    disk, before = _Noted(), []
+    disk, before = Recording(), []
     real = poster(server.ca, NOW)
 
     def post(url: str, body: bytes) -> bytes:
@@ -186,29 +187,10 @@ def test_the_key_is_on_the_disk_before_the_token_is_used(
     enroll(state, disk, server.url, server.token("cam-7"), post)
     assert before[-3:] == [
         ("sync", ".device.key.pending.new"), ("rename", "device.key.pending"),
-        ("sync folder", "identity"),
+        ("sync_folder", "identity"),
     ]  # fmt: skip
     after = [name for what, name in disk.done[len(before) :] if what == "rename"]
     assert after[-1] == "identity.json"
-
-
-class _Noted(Disk):
-    """Keeps what was done, in order."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-
-    def sync(self, file: File) -> None:
-        self.done.append(("sync", file.path.name))
-        super().sync(file)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self.done.append(("rename", new.name))
-        super().rename(old, new)
-
-    def sync_folder(self, path: Path) -> None:
-        self.done.append(("sync folder", path.name))
-        super().sync_folder(path)
 
 
 class _Cut(Disk):

@@ -99,12 +99,12 @@ def count(path: Path, emulation: Emulation, store: Store, said: Said) -> Count:
                 plugin=Plugin(plugin, cpuinfo),
             )
         )  # fmt: skip
-        folder = counted.folder / "bundle"
-        unpack(bundle, folder)
+        unpack(bundle, counted.folder / "bundle")
         spec = manifest.runtime
+        # relative: a name that is another every time hashes to another count
         job = [
-            spec.name, str(folder / manifest.artifact), {**spec.options, "threads": 1},
-            str(folder / golden),
+            spec.name, f"bundle/{manifest.artifact}", {**spec.options, "threads": 1},
+            f"bundle/{golden}",
         ]  # fmt: skip
         _, told = _ran(counted, ["-c", _RUN, json.dumps(job)], emulation)
     marks = [

@@ -3,8 +3,10 @@
 The rules it keeps:
 
 1. A count is a proxy of cost to compare two builds by; it is never shown as time.
-2. One thread, fixed addresses, a fixed hash seed: the count of an inference repeats to
-   the instruction (of a load to 0.001 %) with the same emulator in the same place.
+2. One thread, fixed addresses, a fixed hash seed, a clock that moves when it is looked
+   at, the same folder every time (its name is hashed, too): the count of an inference
+   repeats to the instruction (of a load to 0.001 %) with the same emulator in the same
+   place.
 3. Only QEMU 7.2, dynamically linked, takes plugins among Debian's; it counts and its
    answers are not used. It shows guests the host's /proc/cpuinfo, so the guest's root
    has the one that the pinned QEMU shows.
@@ -101,7 +103,6 @@ def count(path: Path, emulation: Emulation, store: Store, said: Said) -> Count:
         )  # fmt: skip
         unpack(bundle, counted.folder / "bundle")
         spec = manifest.runtime
-        # relative: a name that is another every time hashes to another count
         job = [
             spec.name, f"bundle/{manifest.artifact}", {**spec.options, "threads": 1},
             f"bundle/{golden}",

@@ -8,6 +8,7 @@ The rules it keeps:
 3. The guest gets an environment of its own. It is no sandbox: it sees the host's files.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -166,8 +167,8 @@ def guest(
     programs = store.qemu(said)
     pinned = store.lock.qemu[platform.machine()].version("qemu-user")
     version = pinned.rpartition(":")[2].partition("+")[0]
-    with TemporaryDirectory(prefix="edgeml-guest-") as parent:
-        folder = Path(parent)
+    alone = _temporary() if plugin is None else _counting(store.counter(said))
+    with alone as folder:
         python = folder / "bin" / "python"
         python.parent.mkdir()
         environment = _environment(folder)
@@ -194,6 +195,30 @@ def guest(
         yield Guest(arch, cpu, version, python, environment, folder)
 
 
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="edgeml-guest-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _counting(root: Path) -> Iterator[Path]:
+    """The same folder every time: its name is hashed in the guest, which counts.
+
+    Who comes second waits until the first has counted.
+    """
+    folder = root / "counting"
+    with (root / "counting.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # of one that was killed
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
 def _device(place: Path) -> Path:
     """A folder with this checkout's ``device_agent`` alone, to import it from.
 
@@ -208,12 +233,15 @@ def _device(place: Path) -> Path:
 
 
 def _plugged(root: Path, arch: str, plugin: Plugin) -> list[str]:
-    """The QEMU that takes plugins, by its own loader and libraries; fixed addresses."""
+    """The QEMU that takes plugins, by its own loader and libraries; fixed addresses.
+
+    The plugin is preloaded: it is the clock.
+    """
     libraries = [*root.glob("lib/*-linux-gnu"), *root.glob("usr/lib/*-linux-gnu")]
     loaders = [found for one in libraries for found in one.glob("ld-linux-*.so.*")]
     return [
         "setarch", "-R", str(loaders[0]),
-        "--library-path", ":".join(map(str, libraries)),
+        "--preload", str(plugin.path), "--library-path", ":".join(map(str, libraries)),
         str(root / "usr" / "bin" / _QEMU[arch]), "-seed", "0", "-plugin",
         str(plugin.path),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Counts of instructions: the same every time, fewer where there are dot products."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import foreign
 import pytest
@@ -29,7 +30,9 @@ def counted(path, target: str, cpu: str | None = None) -> Count:
 def test_a_count_repeats_and_dot_products_save_instructions(tmp_path):
     path = foreign.convolutions(tmp_path)
     counted(path, "rpi4")  # Python's bytecode is there now
-    found = [counted(path, "rpi4") for _ in range(3)]
+    found = [counted(path, "rpi4")]
+    with ThreadPoolExecutor(2) as pool:  # at once: one waits for the other
+        found += pool.map(lambda _: counted(path, "rpi4"), range(2))
     assert len({one.inference for one in found}) == 1
     assert max(one.load for one in found) < 1.0001 * min(one.load for one in found)
     faster = counted(path, "rpi4", "cortex-a76")

@@ -26,7 +26,7 @@ from .config import AgentConfig, notify_socket
 from .contract.machine import memory_bytes
 from .durable import StateLock
 from .errors import RefusedError
-from .identity import FOLDER, IDENTITY
+from .identity import is_enrolled
 from .log import Recent, configure, event
 from .net.listen import listen, raise_file_limit
 from .net.server import Server, loop_factory
@@ -119,11 +119,11 @@ class Agent:
     async def _load(self) -> bool:
         """Install what the fleet gave and every bundle; whether anything is served."""
         if _is_fleets(self._config.state):
-            from .enrolled import join  # 8 MB that others do without
+            from .enrolled import Enrolled  # 8 MB that others do without
 
             recent = Recent()
             logging.getLogger().addHandler(recent)
-            self._enrolled = await join(
+            self._enrolled = Enrolled(
                 self._config, self._repository, self._give_up, recent.lines
             )
             await self._enrolled.boot()
@@ -219,7 +219,7 @@ class Agent:
 
 def _is_fleets(state: Path) -> bool:
     """Whether this device is enrolled, or was and serves what it was given."""
-    return (state / FOLDER / IDENTITY).exists() or (state / STATE_DB).exists()
+    return is_enrolled(state) or (state / STATE_DB).exists()
 
 
 def _freeze() -> None:

@@ -25,7 +25,7 @@ from .contract.codes import Phase, Reason
 from .contract.messages import Attempt, Running
 from .durable import REAL
 from .errors import IdentityError, StorageError
-from .identity import Identity, load_identity
+from .identity import is_enrolled, load_identity
 from .link.link import Link, LinkSettings
 from .link.ports import Description
 from .link.pump import PumpSettings
@@ -46,16 +46,23 @@ _LOG = logging.getLogger("edgeml.fleet")
 
 
 class Enrolled:
-    """Spool, trust, updater and link of one agent; made by :func:`join`."""
+    """Spool, trust, updater and link of one agent."""
 
     def __init__(
-        self, config: AgentConfig, repository: Repository, identity: Identity | None,
+        self, config: AgentConfig, repository: Repository,
         give_up: Callable[[str], None], recent: Callable[[], list[str]],
     ) -> None:  # fmt: skip
+        """Nothing is opened yet.
+
+        Args:
+            config: how this agent is set.
+            repository: what is served.
+            give_up: ends this process, where only a fresh one can go on.
+            recent: the last lines of the log.
+        """
         self._config = config
         self._repository = repository
-        self._identity = identity
-        self._means = Means(identity is not None)
+        self._means = Means(is_enrolled(config.state))
         self._recent = recent
         self._started = time.monotonic()
         updates = config.update
@@ -88,8 +95,7 @@ class Enrolled:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.updater.run())
-            if self._identity is not None:
-                tasks.create_task(self._take_part(self._identity))
+            tasks.create_task(self._take_part())
 
     async def stop(self, orderly: bool) -> None:
         """After :meth:`run` has ended: the agent ends, as it was asked to or not."""
@@ -97,19 +103,22 @@ class Enrolled:
         if self._means.member is not None:
             await asyncio.to_thread(self._means.member.close)
 
-    async def _take_part(self, identity: Identity) -> None:
+    async def _take_part(self) -> None:
         """Open what the fleet needs, as soon as the disk lets us; be linked."""
-        while self._means.member is None:
+        while self._means.enrolled and self._means.member is None:
             try:
-                self._means.member = await asyncio.to_thread(
-                    Member, self._config, identity
-                )
+                self._means.member = await asyncio.to_thread(self._opened)
+            except IdentityError as error:
+                event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
+                self._means.enrolled = False
             except StorageError as error:
                 event(_LOG, logging.ERROR, "no part in the fleet", reason=str(error))
                 await asyncio.sleep(AGAIN_S)
+        if self._means.member is None:
+            return
         member, settings = self._means.member, self._config.link
         self._link = Link(
-            identity, self, member.spool, link_settings(settings),
+            member.identity, self, member.spool, link_settings(settings),
             random=random.random, ids=new_id,
         )  # fmt: skip
         windows = Windows(self._repository.served, member.spool.add)
@@ -117,6 +126,12 @@ class Enrolled:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._link.run())
             tasks.create_task(windows.run(settings.window_s))
+
+    def _opened(self) -> Member:
+        identity = load_identity(self._config.state)
+        if identity is None:
+            raise IdentityError("it is gone; enrol again: edgeml-agent enroll")
+        return Member(self._config, identity)
 
     # As the updater's outlet ---------------------------------------------------------
 
@@ -126,7 +141,7 @@ class Enrolled:
         Raises:
             StorageError: it is not kept.
         """
-        if self._identity is None:
+        if not self._means.enrolled:
             return
         if self._means.member is None:
             raise StorageError(Reason.STORAGE, "the spool is not open yet")
@@ -186,7 +201,7 @@ class Enrolled:
         state, running = self.updater.state, self.updater.running
         member = self._means.member
         found: dict[str, Any] = {
-            "enrolled": self._identity is not None,
+            "enrolled": self._means.enrolled,
             "slots": {name: _plain(state.slot(name)) for name in SLOTS},
             "committed": state.committed,
             "active": state.active,
@@ -204,26 +219,6 @@ class Enrolled:
         if self._link is not None:
             found["link"] = asdict(self._link.status)
         return found
-
-
-async def join(
-    config: AgentConfig, repository: Repository, give_up: Callable[[str], None],
-    recent: Callable[[], list[str]],
-) -> Enrolled:  # fmt: skip
-    """Take part in the fleet that this device is, or was, enrolled with.
-
-    Args:
-        config: how this agent is set.
-        repository: what is served.
-        give_up: ends this process, where only a fresh one can go on.
-        recent: the last lines of the log.
-    """
-    try:
-        identity = await asyncio.to_thread(load_identity, config.state)
-    except IdentityError as error:
-        event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
-        identity = None
-    return Enrolled(config, repository, identity, give_up, recent)
 
 
 def settings_of(config: UpdateConfig) -> Settings:

@@ -31,6 +31,7 @@ from .contract.document import read_document
 from .contract.enrolment import BrokerAddress, Url
 from .contract.messages import Id, Message, write
 from .contract.topics import Topics
+from .durable import told
 from .errors import IdentityError
 
 FOLDER: Final = "identity"
@@ -86,6 +87,8 @@ class Identity:
             return None
         try:
             return _read(path).decode("ascii").strip()
+        except OSError as error:
+            raise IdentityError(f"{path}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise IdentityError(f"{path}: expected a password in ASCII") from error
 
@@ -118,17 +121,29 @@ class Identity:
         return context
 
 
+def is_enrolled(state: Path) -> bool:
+    """Whether enrolment has left anything, and be it nothing that can be read."""
+    try:
+        return (state / FOLDER / IDENTITY).exists()
+    except OSError:
+        return True
+
+
 def load_identity(state: Path) -> Identity | None:
     """What enrolment left; None: this device is not enrolled.
 
     Raises:
         IdentityError: it is there and cannot be used.
+        StorageError: the disk does not let it be read.
     """
     path = state / FOLDER / IDENTITY
-    if not path.exists():
-        return None
+    with told(f"read {path}"):
+        try:
+            raw = _read(path)
+        except FileNotFoundError:
+            return None
     document = read_document(
-        _read(path), IdentityDocument, what=str(path), version=("v", 1),
+        raw, IdentityDocument, what=str(path), version=("v", 1),
         bytes_max=FILE_BYTES_MAX, error=IdentityError,
     )  # fmt: skip
     return Identity(path.parent, document)
@@ -140,11 +155,8 @@ def write_identity(document: IdentityDocument) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise IdentityError(f"{path}: cannot be read: {error.strerror}") from error
+    with path.open("rb") as file:
+        return file.read(FILE_BYTES_MAX + 1)
 
 
 def is_loopback(host: str) -> bool:

@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from .contract import machine
 from .contract.codes import Reason
 from .download.downloader import Downloader, pool
 from .download.rules import DownloadLimits, Wanted
-from .durable import REAL, make_folder
+from .durable import REAL, make_folder, told
 from .errors import UpdateError
 from .identity import Identity
 from .runtimes.installed import installed
@@ -47,34 +48,21 @@ class Member:
         Raises:
             StorageError: the disk.
         """
-        document = identity.document
         self.identity = identity
         self._added: Callable[[], None] = lambda: None
-        self.spool = Spool(
-            config.state,
-            REAL,
-            SpoolLimits(bytes_max=config.spool.bytes_max, age_s=config.spool.age_s),
-            new_id,
-            added=lambda: self._added(),
-        )
-        floors = config.state / FLOORS
-        make_folder(REAL, floors)
-        self.trust = TrustClient(
-            TrustConfig(
-                identity.root, identity.director, document.registry,
-                Facts(document.device, compatible(), __version__, installed()),
-                ca=_existing(identity.folder / "registry-ca.crt"),
-                enrolled=document.enrolled_at.timestamp(),
-            ),
-            config.state, floors,
-        )  # fmt: skip
-        downloads = config.state / "download"
-        make_folder(REAL, downloads)
-        rate = config.update.rate_bytes_s
-        self._downloader = Downloader(
-            downloads, REAL, DownloadLimits(rate_bytes_s=rate or None),
-            pool(_existing(identity.folder / "registry-ca.crt")),
-        )  # fmt: skip
+        with ExitStack() as opened:  # closed again where the rest cannot be opened
+            self.spool = Spool(
+                config.state,
+                REAL,
+                SpoolLimits(bytes_max=config.spool.bytes_max, age_s=config.spool.age_s),
+                new_id,
+                added=lambda: self._added(),
+            )
+            opened.callback(self.spool.close)
+            self.trust = _trust(config, identity)
+            opened.callback(self.trust.close)
+            self._downloader = _downloader(config, identity)
+            opened.pop_all()
         for note in self.trust.notes:
             _LOG.warning("trust: %s", note)
 
@@ -131,12 +119,38 @@ class Member:
         assert found == path, "both name it by its digest"
 
 
+def _trust(config: AgentConfig, identity: Identity) -> TrustClient:
+    floors = config.state / FLOORS
+    make_folder(REAL, floors)
+    document = identity.document
+    return TrustClient(
+        TrustConfig(
+            identity.root, identity.director, document.registry,
+            Facts(document.device, compatible(), __version__, installed()),
+            ca=_existing(identity.folder / "registry-ca.crt"),
+            enrolled=document.enrolled_at.timestamp(),
+        ),
+        config.state, floors,
+    )  # fmt: skip
+
+
+def _downloader(config: AgentConfig, identity: Identity) -> Downloader:
+    downloads = config.state / "download"
+    make_folder(REAL, downloads)
+    rate = config.update.rate_bytes_s
+    return Downloader(
+        downloads, REAL, DownloadLimits(rate_bytes_s=rate or None),
+        pool(_existing(identity.folder / "registry-ca.crt")),
+    )  # fmt: skip
+
+
 class Means:
     """Trust and Fetch of the updater: the member's, once there is one."""
 
     def __init__(self, enrolled: bool) -> None:
         self.member: Member | None = None
-        self._enrolled = enrolled
+        self.enrolled = enrolled
+        """Where it is not, there will be no member."""
 
     def authorize(self, envelope: bytes) -> Goal:
         """What the envelope asks for, if director and registry vouch for it now."""
@@ -148,7 +162,7 @@ class Means:
 
     def committed(self, held: Held) -> None:
         """Older releases of that model are refused from now on."""
-        if self._enrolled:
+        if self.enrolled:
             self._get().committed(held)
 
     def fetch(self, goal: Goal, path: Path, stop: threading.Event) -> None:
@@ -158,7 +172,7 @@ class Means:
     def _get(self) -> Member:
         if self.member is not None:
             return self.member
-        if self._enrolled:
+        if self.enrolled:
             text = "the disk does not let this device look into its state"
             raise UpdateError(Reason.TRUST_FAILED, text)
         text = "this device is not enrolled; edgeml-agent enroll does that"
@@ -193,4 +207,5 @@ def new_id() -> str:
 
 
 def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
+    with told(f"look for {path}"):
+        return path if path.exists() else None

@@ -68,7 +68,7 @@ class Reason(StrEnum):
     RELEASE_ROLLBACK = "release_rollback"
     """Its release counter is below one that was committed here."""
     TRUST_UNAVAILABLE = "trust_unavailable"
-    """No keys, or keys that cannot be read: nothing can be believed."""
+    """No keys, or damaged ones: nothing can be believed."""
     TRUST_FAILED = "trust_failed"
     """What verifies did not come to an end: out of memory, killed, or hung."""
     CLOCK_WRONG = "clock_wrong"

@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..durable import told
+
 
 class RunFolder:
     """A folder of this process; ``path`` exists until :meth:`remove`."""
@@ -37,19 +39,24 @@ class RunFolder:
 
 
 def sweep(state: Path) -> int:
-    """Remove the folders of processes that have ended; how many there were."""
+    """Remove the folders of processes that have ended; how many there were.
+
+    Raises:
+        StorageError: the disk does not let it look for them.
+    """
     removed = 0
     parent = _parent(state)
-    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        if not path.is_dir() or path.is_symlink():
-            path.unlink(missing_ok=True)
-            continue
-        lock = _locked(path)
-        if lock is None:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-        removed += 1
+    with told(f"look for what is left in {parent}"):
+        for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
+                continue
+            lock = _locked(path)
+            if lock is None:
+                continue
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+            removed += 1
     return removed
 
 

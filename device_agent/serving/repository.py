@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..config import AgentConfig
-from ..errors import RefusedError, UnavailableError, UnknownError
+from ..errors import RefusedError, StorageError, UnavailableError, UnknownError
 from ..log import event
 from . import loading
 from .folders import sweep
@@ -51,7 +51,10 @@ class Repository:
         self._stopping = False
         self.starting = False
         """Whether it is not yet known what there is to serve."""
-        sweep(config.state)
+        try:
+            sweep(config.state)
+        except StorageError as error:  # serving does not depend on it
+            event(_LOG, logging.WARNING, "left over", reason=str(error))
 
     @property
     def ready(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ..contract.codes import Reason
 from ..contract.messages import DESIRED_BYTES_MAX, Desired, read
-from ..durable import REAL, Disk
+from ..durable import REAL, Disk, told
 from ..errors import UpdateError
 from . import clock
 from .floors import Floors
@@ -261,22 +261,25 @@ def _digest(path: Path) -> str | None:
 
 
 def _file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as cause:
-        raise UpdateError(
-            Reason.TRUST_UNAVAILABLE,
-            f"the trusted root {path} cannot be read ({cause.strerror}); enroll this "
-            "device again",
-        ) from cause
+    with told(f"read {path}"):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as cause:
+            raise UpdateError(
+                Reason.TRUST_UNAVAILABLE,
+                f"there is no trusted root {path}; enroll this device again",
+            ) from cause
 
 
 def _keys(path: Path) -> dict[str, Any]:
+    with told(f"read {path}"):
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return {}  # the registry may name them
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}  # the registry may name them
-    except (OSError, ValueError) as cause:
+        value = json.loads(raw)
+    except ValueError as cause:
         raise UpdateError(
             Reason.TRUST_UNAVAILABLE, f"{path} cannot be read: {cause}"
         ) from cause

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ..database import Database, open_database, put_aside
-from ..durable import Disk, replace, sweep
+from ..durable import Disk, replace, sweep, told
 from ..errors import DamagedError
 from . import floors as floors_of
 from .floors import Floors, merged
@@ -56,9 +56,10 @@ class Store:
         self._disk = disk
         self._file = floor_dir / FILE
         sweep(disk, floor_dir)
+        second = self._from_file()
         self._database = self._opened(state / DATABASE)
         self._enrolled = enrolled
-        first, second = self._from_database(), self._from_file()
+        first = self._from_database()
         known = [one for one in (first, second) if one is not None]
         mine = [one for one in known if not self._is_strange(one)]
         self._strange = bool(known) and not mine
@@ -128,9 +129,12 @@ class Store:
         return None if row is None else self._parsed(bytes(row[0]), DATABASE)
 
     def _from_file(self) -> Floors | None:
-        if not self._file.exists():
-            return None
-        return self._parsed(self._file.read_bytes(), str(self._file))
+        with told(f"read {self._file}"):
+            try:
+                raw = self._file.read_bytes()
+            except FileNotFoundError:
+                return None
+        return self._parsed(raw, str(self._file))
 
     def _parsed(self, raw: bytes, where: str) -> Floors | None:
         try:

@@ -132,6 +132,8 @@ class Updater:
         self._group: asyncio.TaskGroup | None = None
         self._trial: asyncio.Task[None] | None = None
         self._stale_steps = True
+        self._kept_back = ""
+        """Why they were not handed on; it is said once."""
 
     def heard(self, envelope: bytes) -> None:
         """A director has spoken (nothing: it wants nothing); from any thread."""
@@ -363,9 +365,12 @@ class Updater:
 
         try:
             await self._writer.run(hand_on)
+            self._kept_back = ""
         except StorageError as error:
             self._stale_steps = True
-            log(_LOG, logging.WARNING, "steps not handed on", reason=str(error))
+            if str(error) != self._kept_back:
+                log(_LOG, logging.WARNING, "steps not handed on", reason=str(error))
+            self._kept_back = str(error)
 
     # What is served ------------------------------------------------------------------
 

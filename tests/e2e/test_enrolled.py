@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import bundles
+import pytest
 from agents import ROOT, agent
 from brokers import broker
 from enrolment import enrolling
@@ -55,6 +57,33 @@ def test_a_device_is_enrolled_serves_and_is_counted(tmp_path: Path) -> None:
         states = heard.said("cam-7", "state")
         assert [each.online for each in states] == [True, False], "it said goodbye"
     assert heard.ledgers["cam-7"].missing() == []
+
+
+@pytest.mark.long
+def test_what_the_disk_does_not_let_it_open_is_opened_later(tmp_path: Path) -> None:
+    bundle, state = tmp_path / "linear.edgeml", tmp_path / "state"
+    bundle.write_bytes(bundles.bundle())
+    with broker() as there, enrolling(tmp_path / "s", there.authority) as server:
+        server.broker = server.broker.model_copy(update={"port": there.port})
+        run("enroll", "--server", server.url, "--ca", server.ca, "--state", state,
+            "--token", server.token("cam-7")).check_returncode()  # fmt: skip
+        path = state / "identity" / "identity.json"
+        kept = path.read_bytes()
+        path.unlink()
+        path.mkdir()  # it cannot be read, and root reads what it has no right to
+        with (
+            fleet(there) as heard,
+            agent([bundle], TOML, ["--state", str(state)]) as device,
+        ):
+            url = f"{device.url}/v2/models/linear/infer"
+            urllib.request.urlopen(url, REQUEST, timeout=20).close()
+            until = time.monotonic() + 20
+            while "no part in the fleet" not in device.log():
+                assert time.monotonic() < until, device.log()
+                time.sleep(0.05)
+            path.rmdir()
+            path.write_bytes(kept)
+            heard.peer.until(lambda: bool(heard.said("cam-7", "birth")), 60)
 
 
 def requests(records: list[dict[str, Any]]) -> int:

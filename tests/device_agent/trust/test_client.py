@@ -11,8 +11,8 @@ from liars import Liar, liar
 from registries import House, house, release
 from trusting import Device
 
-from device_agent.contract.codes import Reason
-from device_agent.errors import UpdateError
+from device_agent.contract.codes import RETRYABLE, Reason
+from device_agent.errors import StorageError, UpdateError
 from device_agent.trust.client import asked
 
 
@@ -135,6 +135,24 @@ def test_a_mirror_stands_in(publisher: House, server: Liar, device: Device) -> N
     device.reopen()
     allowed = device.client.authorize(publisher.envelope(raw), device.now)
     assert [url.startswith(server.url) for url in allowed.urls] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["root.json", "director.json"])
+def test_a_disk_that_does_not_read_is_no_word_of_the_keys(
+    publisher: House, device: Device, name: str
+) -> None:
+    raw = release("1.0.0", 1)
+    publisher.publish(raw)
+    path = device.identity / name
+    kept = path.read_bytes()
+    path.unlink()
+    path.mkdir()  # it cannot be read, and root reads what it has no right to
+    with pytest.raises(StorageError) as caught:
+        device.client.authorize(publisher.envelope(raw), device.now)
+    assert caught.value.reason in RETRYABLE
+    path.rmdir()
+    path.write_bytes(kept)
+    device.client.authorize(publisher.envelope(raw), device.now)
 
 
 def test_a_process_that_dies_is_a_refusal_that_may_pass() -> None:

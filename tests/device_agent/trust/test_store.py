@@ -112,3 +112,10 @@ def test_a_damaged_root_forgets_nothing(place: Path) -> None:
     assert store.floors.serial == OURS.serial
     assert store.floors.counters["linear/cpu"].counter == 4
     store.close()
+
+
+def test_floors_that_the_disk_does_not_read_are_not_taken_for_none(place: Path) -> None:
+    opened(place).close()
+    (place / "floors" / FILE).mkdir()
+    with pytest.raises(StorageError, match="floors"):
+        opened(place)

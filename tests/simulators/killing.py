@@ -40,9 +40,12 @@ class Fault:
     at: int
     what: str
     """``signal=SIGKILL``, ``error=ENOSPC`` …"""
+    which: str = ""
+    """Of which calls; empty: of all."""
 
     def __str__(self) -> str:
-        return f"{self.what} at {self.call} {self.at}"
+        which = f" of {self.which}" if self.which else ""
+        return f"{self.what} at {self.call} {self.at}{which}"
 
 
 def strike(

@@ -3,31 +3,38 @@
 It runs release 1 and is told to run release 2, with everything real around it
 (:mod:`fields`), under ``strace``. It is killed, or a call fails; then it is started
 again, and nothing is done to it any more. It must answer with the old or the new
-release, never with anything else; get to an end; and take a good release after it.
+release, never with anything else; get to an end; and take a good release after it. A
+call that fails is something it knows: no traceback.
 
 ``strace`` counts calls by thread: a point is the K-th call of whichever thread or child
-(verifier, sandbox) gets there first.
+(verifier, sandbox) gets there first. Of the thousands of ``openat`` nearly all look for
+libraries. Those of its own are points in two ways: the K-th of each file in the state
+directory, and the K-th of a thread from when the agent is ready. ``write`` is for
+pipes, sockets and what is unpacked to be run; what lasts is written by ``pwrite64``
+(:mod:`device_agent.durable`, SQLite). So ``write`` is a place to be killed at, only.
 """
 
 import random
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
+from agents import Agent
 from callers import calling
 from faultflows import Campaign
 from fields import Field, check, digest, fielded, release
-from killing import Fault
+from killing import MISSED_SHARE, Fault
 
 from device_agent.contract.codes import Outcome
 from device_agent.durable import REAL
@@ -36,11 +43,14 @@ from device_agent.updating.slots import Slots
 CALLS: Final = (
     "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "unlink", "mkdir",
 )  # fmt: skip
+READY: Final = "a thread of the ready agent"
+OF_THREADS: Final = ("openat", "write")
 WHATS: Final = ("signal=SIGKILL", "error=ENOSPC", "error=EIO")
 END_S: Final = 90.0
 STRUCK_S: Final = 25.0
 """How long one that was struck may go on: what it has to wait for, it need not."""
 _CALL = re.compile(r"(\d+) +(\w+)\(")
+_FILE = re.compile(r"(\d+) +openat\(AT_FDCWD, \"([^\"]+)\"")
 
 
 @dataclass
@@ -57,40 +67,67 @@ class Stricken:
             self._wanted(1)
         shutil.copytree(self._state, self._before, ignore=_sockets)
 
-    def points(self) -> list[tuple[str, int]]:
-        """Every call of an update that nothing is done to, and its number."""
-        log = self.site.folder / "trace"
-        self._put_back()
-        serial = self._want(2)
-        options = f"-o {log} -e trace={','.join(CALLS)}"
-        with self.site.agent(python=self._tracing(options)):
-            assert self.site.ended(serial, END_S).outcome is Outcome.COMMITTED
-        counts: Counter[tuple[str, str]] = Counter(
-            (found[1], found[2])
-            for found in map(_CALL.match, log.read_text().splitlines())
-            if found is not None
+    def points(self) -> list[Fault]:
+        """Every call of an update that nothing is done to; what to do is open."""
+        one, other, threads = (
+            self._untouched("openat", *CALLS),
+            self._untouched("openat", *CALLS),
+            self._untouched(*OF_THREADS, ready=True),
         )
-        most: Counter[str] = Counter()
-        for (_, call), number in counts.items():
-            most[call] = max(most[call], number)
-        return [(call, at) for call in CALLS for at in range(1, most[call] + 1)]
+        most = _most(_CALL, one)
+        found = [Fault(call, at, "") for call in CALLS for at in _to(most[call])]
+        most, again = _most(_FILE, one), _most(_FILE, other)
+        for path in sorted(most.keys() & again.keys()):  # the others' names are random
+            if Path(path).is_relative_to(self._state):
+                name = str(Path(path).relative_to(self._state))
+                found += [Fault("openat", at, "", name) for at in _to(most[path])]
+        most = _most(_CALL, threads)
+        for call in OF_THREADS:
+            found += [Fault(call, at, "", READY) for at in _to(most[call])]
+        return found
 
-    def strike(self, fault: Fault) -> list[str]:
-        """Do it; what is wrong."""
-        self._put_back()
-        serial = self._want(2)
-        inject = f"inject={fault.call}:{fault.what}:when={fault.at}"
-        options = f"-o /dev/null -e trace={fault.call} -e {inject}"
-        try:
-            with self.site.agent(python=self._tracing(options), end_s=10.0) as device:
-                self._until_its_end(serial, lambda: device.process.poll() is not None)
-        except RuntimeError:
-            pass  # it ended before it was ready; the next start is what counts
+    def strike(self, fault: Fault) -> list[str] | None:
+        """Do it; what is wrong. None: the call never came."""
+        options = f"-e trace={fault.call}"
+        options += f" -e inject={fault.call}:{fault.what}:when={fault.at}"
+        if fault.which not in ("", READY):
+            options += f" -P {self._state / fault.which}"
+        serial, log = self._updated(options, ready=fault.which == READY)
+        if _most(_CALL, self._trace.read_text())[fault.call] < fault.at:
+            return None
+        found = []
+        if fault.what.startswith("error") and "Traceback" in log:
+            found.append(f"it fell over it: {log[-700:]}")
         self.site.fleet.peer.heard.clear()
         try:
-            return self._afterwards(serial)
+            return found + self._afterwards(serial)
         except (AssertionError, RuntimeError) as error:
-            return [f"{error}"[:500]]
+            return [*found, f"{error}"[:500]]
+
+    def _untouched(self, *calls: str, ready: bool = False) -> str:
+        serial, _ = self._updated(f"-e trace={','.join(calls)}", ready=ready)
+        assert self.site.ended(serial, 0.1).outcome is Outcome.COMMITTED
+        return self._trace.read_text()
+
+    def _updated(self, options: str, *, ready: bool) -> tuple[int, str]:
+        """Have it take release 2 under strace; the director's serial, and its log."""
+        self._put_back()
+        self._trace.write_text("")
+        options = f"-qq -o {self._trace} {options}"
+        if ready:
+            self._want(1)
+            with self.site.agent(end_s=10.0) as device, _attached(device, options):
+                serial = self._want(2)
+                self._until_its_end(serial, device)
+            return serial, device.log()
+        serial = self._want(2)
+        python = self._tracing(options)
+        try:
+            with self.site.agent(python=python, end_s=10.0) as device:
+                self._until_its_end(serial, device)
+        except RuntimeError as ended:  # before it was ready
+            return serial, str(ended)
+        return serial, device.log()
 
     def _afterwards(self, serial: int) -> list[str]:
         """Start it again, with nothing done to it."""
@@ -122,6 +159,10 @@ class Stricken:
     def _before(self) -> Path:
         return self.site.folder / "before"
 
+    @property
+    def _trace(self) -> Path:
+        return self.site.folder / "trace"
+
     def _put_back(self) -> None:
         shutil.rmtree(self._state)
         shutil.copytree(self._before, self._state)
@@ -135,9 +176,9 @@ class Stricken:
     def _wanted(self, number: int) -> Outcome | None:
         return self.site.ended(self._want(number), END_S).outcome
 
-    def _until_its_end(self, serial: int, gone: Callable[[], bool]) -> None:
+    def _until_its_end(self, serial: int, device: Agent) -> None:
         until = time.monotonic() + STRUCK_S
-        while time.monotonic() < until and not gone():
+        while time.monotonic() < until and device.process.poll() is None:
             said = [one.attempt for one in self.site.reported() if one.attempt]
             if any(one.serial == serial and one.outcome for one in said):
                 return
@@ -147,10 +188,33 @@ class Stricken:
         """A Python that is traced; -D: the process is the agent, not strace."""
         path = self.site.folder / "traced"
         path.write_text(
-            f'#!/bin/sh\nexec strace -D -f -qq {options} {sys.executable} "$@"\n'
+            f'#!/bin/sh\nexec strace -f -D {options} {sys.executable} "$@"\n'
         )
         path.chmod(0o755)
         return str(path)
+
+
+@contextmanager
+def _attached(device: Agent, options: str) -> Iterator[None]:
+    """strace at the threads that there are, and not at what they start."""
+    tasks = Path(f"/proc/{device.process.pid}/task")
+    threads = [path.name for path in tasks.iterdir()]
+    words = [word for thread in threads for word in ("-p", thread)]
+    tracer = subprocess.Popen(
+        ["strace", *options.split(), *words], stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + END_S
+        while any(
+            "\nTracerPid:\t0\n" in (tasks / one / "status").read_text()
+            for one in threads
+        ):
+            assert time.monotonic() < until, "strace does not attach"
+            time.sleep(0.01)
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait()
 
 
 def strike(
@@ -168,20 +232,31 @@ def strike(
     with _prepared(folder / "points") as one:
         points = one.points()
     campaign.points = len(points)
-    faults = [Fault(call, at, what) for what in WHATS for call, at in points]
+    faults = [
+        replace(point, what=what)
+        for what in WHATS
+        for point in points
+        if what.startswith("signal") or point.call != "write"
+    ]
     if sample is not None:
         faults = random.Random(seed).sample(faults, min(sample, len(faults)))
     parts = [faults[number::fields] for number in range(fields)]
+    missed = 0
     with ProcessPoolExecutor(fields, get_context("spawn")) as pool:
         folders = [folder / f"{number}" for number in range(fields)]
         for found in pool.map(_struck, folders, parts):
             for fault, wrong in found:
-                campaign.faults += 1
-                campaign.found(str(fault), wrong)
+                missed += wrong is None
+                campaign.faults += wrong is not None
+                campaign.found(str(fault), wrong or ())
+    if missed > MISSED_SHARE * len(faults):
+        campaign.found("strace", [f"{missed} of {len(faults)} calls never came"])
     return campaign
 
 
-def _struck(folder: Path, faults: Sequence[Fault]) -> list[tuple[Fault, list[str]]]:
+def _struck(
+    folder: Path, faults: Sequence[Fault]
+) -> list[tuple[Fault, list[str] | None]]:
     with _prepared(folder) as one:
         return [(fault, one.strike(fault)) for fault in faults]
 
@@ -193,6 +268,20 @@ def _prepared(folder: Path) -> Iterator[Stricken]:
         one = Stricken(site)
         one.prepare()
         yield one
+
+
+def _most(pattern: "re.Pattern[str]", trace: str) -> Counter[str]:
+    """How often a thread made each call, or opened each file, at the most."""
+    found = filter(None, map(pattern.match, trace.splitlines()))
+    counts = Counter((one[1], one[2]) for one in found)
+    most: Counter[str] = Counter()
+    for (_, what), number in counts.items():
+        most[what] = max(most[what], number)
+    return most
+
+
+def _to(last: int) -> range:
+    return range(1, last + 1)
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

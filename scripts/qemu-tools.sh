@@ -23,10 +23,20 @@ needs() {
     >/dev/null || lacks "apt could not install ${missing[*]}; see above"
 }
 
-# pinned NAME: the path of that line of qemu.lock, fetched once and its SHA-256 checked.
+# pin NAME: its path below the mirror and its SHA-256.
+pin() {
+  if [ "$1" = qemu-user ]; then  # the one that edgeml check emulates with
+    sed -nE "/^\[qemu.$(uname -m)\]/,/^\]/s/.* path = \"([^\"]+)\".* sha256 = \"([^\"]+)\".*/\1 \2/p" \
+      edgeml/emulator/lock.toml
+  else
+    sed -n "s/^$1 //p" scripts/qemu.lock
+  fi
+}
+
+# pinned NAME: the path of the package, fetched once and its SHA-256 checked.
 pinned() {
   local path sha file address
-  read -r _ path sha < <(grep "^$1 " scripts/qemu.lock)
+  read -r path sha < <(pin "$1")
   file=$CACHE/${path##*/}
   mkdir -p "$CACHE"
   if ! echo "$sha  $file" | sha256sum --check --status 2>/dev/null; then
@@ -35,8 +45,8 @@ pinned() {
     done
     echo "$sha  $file.part" | sha256sum --check --status 2>/dev/null || {
       rm -f "$file.part"
-      lacks "$1: $path could not be had from $DEBIAN_MIRROR with the SHA-256 of" \
-        "scripts/qemu.lock; set DEBIAN_MIRROR, or raise the version there"
+      lacks "$1: $path could not be had from $DEBIAN_MIRROR with the SHA-256" \
+        "that is pinned; set DEBIAN_MIRROR, or raise the version (scripts/qemu.lock)"
     }
     mv "$file.part" "$file"
   fi

@@ -70,7 +70,9 @@ class Callers:
             if len(found) >= count:
                 return found
             time.sleep(0.002)
-        raise AssertionError(f"no {count} answers in {within_s:g} s: {self.failures}")
+        raise AssertionError(
+            f"no {count} answers in {within_s:g} s: {self.failures[-3:]}"
+        )
 
     def _call(self, number: int) -> None:
         address = urlsplit(self.url)

@@ -5,10 +5,12 @@ The connection is cut now and then, so the part is written in several goes.
 
 import hashlib
 import random
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
+from os import getpid
 from pathlib import Path
 
 from faultflows import Say
@@ -23,12 +25,18 @@ LIMITS = DownloadLimits(
     pause_s=(0.0, 0.0), spare_bytes=0, sync_bytes=2048, chunk_bytes=1024
 )
 ROUNDS = 2
+PREFIX = "edgeml-flow-"
 
 
 @cache
 def server() -> WebServer:
-    """One per process; it ends with it."""
-    return WebServer(Path(tempfile.mkdtemp(dir=_memory())))
+    """One per process; it ends with it. Its folder goes with the next one's making, for
+    most of these processes are killed."""
+    memory = _memory()
+    for left in memory.glob(f"{PREFIX}*"):
+        if not Path("/proc", left.name.split("-")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return WebServer(Path(tempfile.mkdtemp(prefix=f"{PREFIX}{getpid()}-", dir=memory)))
 
 
 class Download:
@@ -92,8 +100,9 @@ class Download:
         return found
 
 
-def _memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+def _memory() -> Path:
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else Path(tempfile.gettempdir())
 
 
 def flow(seed: int) -> Download:

@@ -36,7 +36,13 @@ import numpy as np
 from .contract import machine
 from .contract.bundle import Bundle, BundleLimits, read_bundle, unpack
 from .contract.codes import Reason
-from .contract.errors import ArtifactError, BundleError, IsaError, MachineError
+from .contract.errors import (
+    ArtifactError,
+    BundleError,
+    IsaError,
+    MachineError,
+    of_disk,
+)
 from .contract.golden import Golden, GoldenReport, judge, read_golden
 from .contract.manifest import Manifest
 from .contract.versions import version_key
@@ -174,17 +180,18 @@ def check_artifact(
     options: CheckOptions,
 ) -> CheckReport:  # fmt: skip
     """Steps 4 to 6, going on from ``report``; ``folder`` is the unpacked bundle."""
+    request = ProbeRequest(
+        artifact=folder / manifest.artifact,
+        runtime=manifest.runtime.name,
+        options=placed(manifest.runtime.options, options.engines),
+        feeds=golden.inputs,
+        limits=options.probe_limits,
+        **_timing(options),
+    )
     try:
-        result = probe(
-            ProbeRequest(
-                artifact=folder / manifest.artifact,
-                runtime=manifest.runtime.name,
-                options=placed(manifest.runtime.options, options.engines),
-                feeds=golden.inputs,
-                limits=options.probe_limits,
-                **_timing(options),
-            )
-        )
+        result = probe(request)
+    except OSError as error:
+        return _failed(report, LACKS, "load", f"not tried: {error}", of_disk(error))
     except MachineError as error:
         return _failed(report, LACKS, "load", str(error), Reason.RUNTIME_LACKING)
     except IsaError as error:

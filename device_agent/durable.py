@@ -12,7 +12,6 @@ The rules it keeps:
    the power. What nobody would miss (locks, sockets, caches) does not pass here.
 """
 
-import errno
 import fcntl
 import os
 import sqlite3
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Final, Self
 
 from .contract.codes import Reason
+from .contract.errors import of_disk
 from .errors import DamagedError, LockedError, StorageError
 
 NEW: Final = ".new"
 """A file of this ending whose name begins with a dot was never finished."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SQLITE_DISK = {
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
 }  # fmt: skip
@@ -231,8 +230,9 @@ class StateLock:
                 "agent per state directory; stop that one, or give this one its own "
                 "--state"
             ) from cause
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # for people only, and the disk may be full
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let another process have it."""
@@ -256,10 +256,7 @@ def told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as cause:
-        full = cause.errno in _FULL
-        raise StorageError(
-            Reason.NO_SPACE if full else Reason.STORAGE, f"{what}: {cause.strerror}"
-        ) from cause
+        raise StorageError(of_disk(cause), f"{what}: {cause.strerror}") from cause
     except sqlite3.DatabaseError as cause:
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:

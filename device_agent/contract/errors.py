@@ -12,7 +12,13 @@
     └── MachineError       this machine lacks something that the artifact needs
 """
 
+import errno
+from typing import Final
+
 from .codes import Reason
+
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The system's errors that may be gone when room is made."""
 
 
 class DeviceError(Exception):
@@ -50,3 +56,9 @@ class IsaError(ArtifactError):
 
 class MachineError(DeviceError):
     """The machine lacks a package, an instruction set or memory; the text names it."""
+
+
+def of_disk(error: BaseException | None) -> Reason:
+    """What an error of the system means for what was to be read or written."""
+    full = getattr(error, "errno", None) in DISK_FULL
+    return Reason.NO_SPACE if full else Reason.STORAGE

@@ -15,6 +15,7 @@ The rules it keeps:
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -29,7 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.codes import Reason
-from ..contract.errors import ArtifactError, DeviceError, IsaError, MachineError
+from ..contract.errors import (
+    DISK_FULL,
+    ArtifactError,
+    DeviceError,
+    IsaError,
+    MachineError,
+)
 from ..contract.machine import memory_bytes, peak_bytes
 from ..contract.manifest import Option
 from ..contract.npz import read_tensors, write_tensors
@@ -45,6 +52,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _STDERR_CHARS_MAX = 400
 _SHORT_OF_MEMORY = ("bad_alloc", "allocate memory")
 """How runtimes say that there is none left."""
+_OF_DISK = {*DISK_FULL, errno.EIO, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ def probe(request: ProbeRequest) -> ProbeResult:
             signal, a limit or the clock.
         IsaError: it used an instruction that this processor does not have.
         MachineError: the runtime, or a device it is to use, is not here.
+        OSError: the disk with the temporary files is full or fails, or no process can
+            be started; it says nothing of the artifact.
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-probe-") as folder:
         feeds, outputs = Path(folder, "feeds.npz"), Path(folder, "outputs.npz")
@@ -160,6 +170,10 @@ def main() -> int:
     except MemoryError:
         code = Reason.MEMORY_LIMIT
         answer = {"error": "artifact", "text": _too_much(limits), "code": code.value}
+    except OSError as error:
+        if error.errno not in _OF_DISK:
+            raise
+        answer = {"error": "disk", "text": str(error.strerror), "errno": error.errno}
     with os.fdopen(answer_fd, "w") as stream:
         json.dump(answer, stream)
     # a runtime's threads may not end in order once their artifact misbehaved
@@ -267,6 +281,8 @@ def _ask(document: dict[str, Any], request: ProbeRequest) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(stdout)
     if answer.get("error") == "machine":
         raise MachineError(answer["text"])
+    if answer.get("error") == "disk":
+        raise OSError(answer["errno"], answer["text"])
     if "error" in answer:
         text, code = answer["text"], Reason(answer["code"])
         raise ArtifactError(text if text.startswith(name) else f"{name}: {text}", code)

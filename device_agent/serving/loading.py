@@ -16,7 +16,6 @@ digest again, so the file may be replaced meanwhile. The unpacked folder stays u
 Everything here blocks; it belongs neither on the event loop nor in a lane.
 """
 
-import errno
 import json
 import logging
 import time
@@ -36,7 +35,13 @@ from ..check import (
 from ..config import SandboxConfig
 from ..contract.bundle import Bundle, read_bundle, unpack
 from ..contract.codes import Reason
-from ..contract.errors import ArtifactError, BundleError, MachineError, StepError
+from ..contract.errors import (
+    ArtifactError,
+    BundleError,
+    MachineError,
+    StepError,
+    of_disk,
+)
 from ..contract.golden import Golden, judge
 from ..contract.manifest import Manifest, Option
 from ..contract.preprocess import Postprocess, Preprocess, parse_steps
@@ -47,11 +52,12 @@ from ..runtimes.base import Session, placed
 from ..runtimes.probe import PROTOCOL, ProbeLimits
 from .admitted import Ground, admit, is_admitted
 from .engines import empty, engine_folder, is_filled
-from .folders import RunFolder
+from .folders import MEMORY, RunFolder
 from .memory import give_back
 
 _LOG = logging.getLogger(__name__)
 
+_BUNDLE = "bundle"
 GOLDEN_BYTES_MAX = 128 << 20
 """Golden vectors are read into this process, which has to go on serving."""
 LABELS_BYTES_MAX = 4 << 20
@@ -153,12 +159,10 @@ def rehearse(
     candidate = examine(bundle, path, state, sandbox)
     if candidate.admitted:
         return candidate.report
-    with _refusing("bundle"):
-        place = RunFolder(state)
+    place = _unpacked(bundle, state)
     try:
-        folder = place.path / "bundle"
+        folder = place.path / _BUNDLE
         with _refusing("bundle"):
-            unpack(bundle, folder)
             engines = _engines(candidate, state)
         return _try(candidate, folder, engines, state, sandbox, gate_latency)
     finally:
@@ -199,12 +203,10 @@ def bring_up(candidate: Candidate, state: Path, sandbox: SandboxConfig) -> Loade
     Raises:
         RefusedError: as for :func:`load`; nothing is left in memory or on disk.
     """
-    with _refusing("bundle"):
-        place = RunFolder(state)
+    place = _unpacked(candidate.bundle, state)
     try:
-        folder = place.path / "bundle"
+        folder = place.path / _BUNDLE
         with _refusing("bundle"):
-            unpack(candidate.bundle, folder)
             engines = _engines(candidate, state)
         if not candidate.admitted:
             _try(candidate, folder, engines, state, sandbox)
@@ -249,6 +251,28 @@ def discard(loaded: Loaded) -> None:
         loaded.place.remove()
 
 
+def _unpacked(bundle: Bundle, state: Path) -> RunFolder:
+    """A folder with the bundle in it: in memory where the disk is full."""
+    try:
+        return _unpacked_in(bundle, state, in_memory=False)
+    except RefusedError as error:
+        if error.code is not Reason.NO_SPACE or not MEMORY.is_dir():
+            raise
+        _LOG.warning("%s; it is kept in memory", error.reason)
+    return _unpacked_in(bundle, state, in_memory=True)
+
+
+def _unpacked_in(bundle: Bundle, state: Path, *, in_memory: bool) -> RunFolder:
+    with _refusing("bundle"):
+        place = RunFolder(state, in_memory=in_memory)
+        try:
+            unpack(bundle, place.path / _BUNDLE)
+        except BaseException:
+            place.remove()
+            raise
+    return place
+
+
 @contextmanager
 def _refusing(step: str) -> Iterator[None]:
     """What goes wrong inside becomes the refusal of that step."""
@@ -256,7 +280,7 @@ def _refusing(step: str) -> Iterator[None]:
         yield
     except BundleError as error:
         disk = isinstance(error.__cause__, OSError)
-        code = _of_disk(error.__cause__) if disk else Reason.BUNDLE_INVALID
+        code = of_disk(error.__cause__) if disk else Reason.BUNDLE_INVALID
         raise RefusedError(step, str(error), code) from error
     except ArtifactError as error:
         raise RefusedError(step, str(error), error.code) from error
@@ -265,15 +289,10 @@ def _refusing(step: str) -> Iterator[None]:
     except MachineError as error:
         raise RefusedError(step, str(error), Reason.RUNTIME_LACKING) from error
     except OSError as error:
-        raise RefusedError(step, str(error), _of_disk(error)) from error
+        raise RefusedError(step, str(error), of_disk(error)) from error
     except MemoryError as error:
         text = "it needs more memory than there is"
         raise RefusedError(step, text, Reason.MEMORY_LIMIT) from error
-
-
-def _of_disk(error: BaseException | None) -> Reason:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return Reason.NO_SPACE if full else Reason.STORAGE
 
 
 def _passed(report: CheckReport) -> CheckReport:

@@ -165,3 +165,14 @@ def test_one_process_per_state_directory(tmp_path: Path) -> None:
             StateLock(tmp_path)
     assert another() == "taken"
     StateLock(tmp_path).release()
+
+
+def test_a_full_disk_does_not_keep_it_from_its_lock(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from device_agent.durable import StateLock\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "StateLock(Path(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / "lock").read_bytes() == b""

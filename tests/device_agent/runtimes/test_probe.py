@@ -1,10 +1,13 @@
 """What an artifact does to its process stays in that process."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import bundles
 import numpy as np
 import pytest
+from agents import ROOT
 
 from device_agent.contract.errors import ArtifactError, MachineError
 from device_agent.runtimes.probe import ProbeLimits, ProbeRequest, probe
@@ -80,3 +83,27 @@ def test_memory_ends_it(tmp_path: Path) -> None:
     )
     with pytest.raises(ArtifactError, match="bytes of address space"):
         probe(request)
+
+
+@pytest.mark.parametrize("room", [100, 1000])  # for no file, and for the first
+def test_a_full_disk_is_no_fault_of_the_artifact(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(bundles.linear(np.ones((4, 4000), np.float32)))
+    code = (
+        "import errno, resource, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from device_agent.runtimes.probe import ProbeRequest, probe\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "feeds = [{'x': np.ones((1, 4), np.float32)}]\n"
+        "try:\n"
+        "    path = Path(sys.argv[1])\n"
+        "    probe(ProbeRequest(path, 'onnxruntime', feeds=feeds, runs=1))\n"
+        "except OSError as error:\n"
+        "    print(errno.errorcode[error.errno])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(room)],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == "EFBIG\n"

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from device_agent.serving import folders
 from device_agent.serving.folders import RunFolder, sweep
 
 LEAVE_ONE = """
@@ -42,3 +45,24 @@ def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert sweep(tmp_path / "never") == 0
+
+
+def test_in_memory_it_is_swept_too_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "MEMORY", tmp_path / "memory")
+    kept = RunFolder(tmp_path, in_memory=True)
+    parent = kept.path.parent
+    assert parent.parent == tmp_path / "memory"
+    (parent / "stray").mkdir()
+    assert sweep(tmp_path) == 1
+    kept.remove()
+    assert sweep(tmp_path) == 0
+    assert not parent.exists()
+    outside = tmp_path / "outside"
+    (outside / "file").mkdir(parents=True)
+    parent.symlink_to(outside)  # somebody else's, made first
+    assert sweep(tmp_path) == 0
+    assert (outside / "file").is_dir()
+    with pytest.raises(PermissionError):
+        RunFolder(tmp_path, in_memory=True)

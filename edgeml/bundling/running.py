@@ -123,6 +123,8 @@ def _probed(request: ProbeRequest) -> ProbeResult:
         raise InputError(str(error)) from error
     except MachineError as error:
         raise MachineLacks(str(error)) from error
+    except OSError as error:
+        raise MachineLacks(f"not tried: {error}; is $TMPDIR full?") from error
 
 
 def run_bundle(

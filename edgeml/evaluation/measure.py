@@ -110,6 +110,8 @@ def peak_memory(
         raise BackendError(str(error)) from error
     except MachineError as error:
         raise MachineLacks(str(error)) from error
+    except OSError as error:
+        raise MachineLacks(f"not tried: {error}; is $TMPDIR full?") from error
     return result.peak_memory_bytes, round(result.load_ms, _DIGITS)
 
 

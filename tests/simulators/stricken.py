@@ -49,6 +49,7 @@ WHATS: Final = ("signal=SIGKILL", "error=ENOSPC", "error=EIO")
 END_S: Final = 90.0
 STRUCK_S: Final = 25.0
 """How long one that was struck may go on: what it has to wait for, it need not."""
+DETACHED_S: Final = 5.0
 _CALL = re.compile(r"(\d+) +(\w+)\(")
 _FILE = re.compile(r"(\d+) +openat\(AT_FDCWD, \"([^\"]+)\"")
 
@@ -214,7 +215,11 @@ def _attached(device: Agent, options: str) -> Iterator[None]:
         yield
     finally:
         tracer.terminate()
-        tracer.wait()
+        try:
+            tracer.wait(DETACHED_S)
+        except subprocess.TimeoutExpired:  # it waits for one that was killed, for good
+            tracer.kill()
+            tracer.wait()
 
 
 def strike(

@@ -32,10 +32,11 @@ HEALTH_S_MAX = 1.0
 RSS_BYTES_MAX = 150_000_000
 ATTACK_S_MAX = 60.0
 LATER = frozenset(
-    {"slow_body", "half_bodies", "half_requests", "json_unread", "idle_after_use",
-     "hard_questions", "churn", "many_paths", "large_photos"}
+    {"slow_headers", "slow_body", "half_bodies", "half_requests", "answers_unread",
+     "json_unread", "pipelined_unread", "idle_2000", "idle_after_use",
+     "every_place_taken", "hard_questions", "churn", "many_paths", "large_photos"}
 )  # fmt: skip
-"""Seconds each, and another of their kind is among those of the default run."""
+"""Seconds each; others of their kind are among those of the default run."""
 HEADER_S, BODY_S, RESPONSE_S = 1.5, 2.0, 2.0
 TOML = f"""
 [limits]

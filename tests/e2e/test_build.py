@@ -17,6 +17,7 @@ from digits import recipe, write
 TARGETS = ("cpu-x86_64", "openvino-cpu")
 FEW = '[quantize]\nmethods = ["minmax"]\n'
 """Candidates enough for a choice; all of them are made in ``test_real.py``."""
+pytestmark = pytest.mark.long  # the one build of all targets takes 16 s
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_a_hundred_swaps(tmp_path: Path) -> None:
     assert median(memory[-20:]) - median(memory[10:30]) <= GROWTH_BYTES, memory
 
 
+@pytest.mark.long
 def test_swaps_with_room_for_one(tmp_path: Path) -> None:
     path = tmp_path / "linear.edgeml"
     put(path, 1)

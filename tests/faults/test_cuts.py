@@ -27,6 +27,10 @@ LONGER = {"update"}
 QUICK = [
     pytest.param(one, marks=pytest.mark.long) if one in LONGER else one for one in FLOWS
 ]
+QUICKEST = [
+    one if one in ("replace", "spool") else pytest.param(one, marks=pytest.mark.long)
+    for one in FLOWS
+]
 
 
 CUT_MUTANTS = {
@@ -46,7 +50,7 @@ STATE_MUTANTS: dict[str, tuple[str, frozenset[str], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICKEST)
 def test_the_process_ends_at_every_durable_call(name: str) -> None:
     campaign = powercuts.cut_everywhere(name, seed=1)
     print(campaign)

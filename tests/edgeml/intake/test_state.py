@@ -49,7 +49,13 @@ def same(one: Model, other: Model) -> None:
     assert not other.payload.training
 
 
-@pytest.mark.parametrize("kind", kinds.ALL)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.long) if kind == "transformer" else kind
+        for kind in kinds.ALL
+    ],
+)
 @pytest.mark.parametrize(
     "ratio", [0.6, *(pytest.param(r, marks=pytest.mark.long) for r in (0.0, 0.3, 0.9))]
 )

@@ -11,10 +11,12 @@ from typing import Any
 import bundles
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import device_agent
 from device_agent.__main__ import main
-from device_agent.check import CheckOptions, CheckReport, check
+from device_agent.check import CheckOptions, CheckReport, _quantile, check
 from device_agent.contract import machine
 from device_agent.contract.manifest import Isa, Limits, RuntimeSpec
 from device_agent.contract.tensors import Array
@@ -190,3 +192,10 @@ class TestCommand:
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         assert "16 vectors right" in done.stdout
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.sampled_from([0.5, 0.99])
+)
+def test_quantiles_are_numpys(values: list[float], share: float) -> None:
+    np.testing.assert_allclose(_quantile(values, share), np.quantile(values, share))

@@ -206,10 +206,7 @@ def _attached(device: Agent, options: str) -> Iterator[None]:
     )
     try:
         until = time.monotonic() + END_S
-        while any(
-            "\nTracerPid:\t0\n" in (tasks / one / "status").read_text()
-            for one in threads
-        ):
+        while any(_untraced(tasks / thread) for thread in threads):
             assert time.monotonic() < until, "strace does not attach"
             time.sleep(0.01)
         yield
@@ -273,6 +270,13 @@ def _prepared(folder: Path) -> Iterator[Stricken]:
         one = Stricken(site)
         one.prepare()
         yield one
+
+
+def _untraced(thread: Path) -> bool:
+    try:
+        return "\nTracerPid:\t0\n" in (thread / "status").read_text()
+    except OSError:  # it is killed already
+        return False
 
 
 def _most(pattern: "re.Pattern[str]", trace: str) -> Counter[str]:

@@ -83,8 +83,10 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Give it back; again is harmless."""
+        """Give it back; again is harmless. To who still uses it it has failed."""
         with self._lock:
+            if self._lost is None:
+                self._lost = StorageError(Reason.STORAGE, f"{self.path} is closed")
             self._connection.close()
 
     def _usable(self) -> sqlite3.Connection:

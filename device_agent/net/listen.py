@@ -19,6 +19,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,7 +159,8 @@ def close(listeners: Iterable[Listener]) -> None:
     for listener in listeners:
         listener.socket.close()
         if listener.path is not None:
-            listener.path.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left the next start takes away
+                listener.path.unlink()
 
 
 def read_token(path: Path) -> bytes:

@@ -97,6 +97,17 @@ def test_a_full_disk_may_be_tried_again_a_failed_one_may_not(tmp_path: Path) -> 
     assert texts(open_database(path, disk, SCHEMA)) == ["b"]
 
 
+def test_what_is_closed_is_an_error_of_the_disk_to_who_still_uses_it(
+    tmp_path: Path,
+) -> None:
+    database = open_database(tmp_path / "x.db", REAL, SCHEMA)
+    database.close()
+    database.close()
+    for use in (texts, write):  # another thread's, when it is opened anew
+        with pytest.raises(StorageError, match="opened anew"):
+            use(database)
+
+
 def test_mistakes_are_not_called_errors_of_the_disk(tmp_path: Path) -> None:
     database = open_database(tmp_path / "state.db", REAL, SCHEMA)
     with (

@@ -46,6 +46,8 @@ class Answer:
     version: str
     asked_s: float
     """When it was asked, on the monotonic clock."""
+    answered_s: float
+    """When all of it was here. Callers that are many note theirs in any order."""
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Callers:
         connection.request("POST", f"/v2/models/{self.model}/infer", body)
         answer = connection.getresponse()
         raw = answer.read()
+        answered_s = time.monotonic()
         if answer.status != 200:
             found = Failure(
                 answer.status, raw.decode()[:500], answer.getheader("Retry-After")
@@ -110,7 +113,7 @@ class Callers:
         except AssertionError as error:
             self.failures.append(Failure(200, f"{error}: {raw.decode()[:300]}"))
             return
-        self.answers.append(Answer(version, asked_s))
+        self.answers.append(Answer(version, asked_s, answered_s))
 
 
 @contextmanager

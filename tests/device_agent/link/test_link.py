@@ -98,8 +98,10 @@ def test_desired_comes_at_every_connect_and_is_handed_on_now_and_then(
         await asyncio.to_thread(heard.peer.connect)
         heard.desired("cam-1", b"another")
         await one.until(lambda: b"another" in one.told.heard)
-        twice = [b"an envelope"] * (1 if again_s else 2)
-        assert one.told.heard == [*twice, b"another"]
+        *before, last = one.told.heard
+        assert (set(before), last) == ({b"an envelope"}, b"another")
+        # a connection that breaks while the broker starts is one more
+        assert len(before) == 1 if again_s else len(before) >= 2
 
     tell(own, story, settings=replace(QUICK, desired_again_s=again_s))
 

@@ -5,7 +5,8 @@
 2. One line on stdout when it is ready; everything else goes to the log.
 3. SIGTERM and SIGINT: ready says no, no new connections, requests under way finish,
    then it ends. A second signal ends it at once.
-4. A task that dies ends the agent; its supervisor starts it again.
+4. A task that dies ends the agent; its supervisor starts it again. A call that keeps
+   the event loop keeps WATCHDOG=1 from systemd, which does the same.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .api.app import Application
 from .api.body import Budget
-from .config import AgentConfig, notify_socket
+from .config import AgentConfig, is_watched, notify_socket
 from .contract.machine import memory_bytes
 from .durable import StateLock
 from .errors import RefusedError
@@ -171,9 +172,11 @@ class Agent:
         self._notify(f"READY=1\nSTATUS={models}")
 
     async def _watch(self) -> None:
-        settled_bytes = memory_bytes("VmRSS")
+        settled_bytes, watched = memory_bytes("VmRSS"), is_watched()
         while True:
             await asyncio.sleep(_WATCH_S)
+            if watched:
+                self._notify("WATCHDOG=1")
             if memory_bytes("VmRSS") > settled_bytes + _GROWN_BYTES:
                 give_back()
                 settled_bytes = memory_bytes("VmRSS")

@@ -7,7 +7,7 @@ The rules it keeps:
 3. Only this package reads the environment (:mod:`.environment`).
 """
 
-from .environment import default_state, notify_socket
+from .environment import default_state, is_watched, notify_socket
 from .reader import load_config
 from .rules import is_loopback
 from .schema import (
@@ -40,6 +40,7 @@ __all__ = [
     "UpdateConfig",
     "default_state",
     "is_loopback",
+    "is_watched",
     "load_config",
     "notify_socket",
 ]

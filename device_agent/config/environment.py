@@ -34,3 +34,9 @@ def notify_socket() -> str | None:
     """Where systemd waits for READY=1: a path, or an abstract name after ``@``."""
     found = os.environ.get("NOTIFY_SOCKET", "")
     return found if found.startswith(("/", "@")) else None
+
+
+def is_watched() -> bool:
+    """Whether systemd kills this process when WATCHDOG=1 stays away (sd_notify(3))."""
+    of = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    return bool(os.environ.get("WATCHDOG_USEC")) and of == str(os.getpid())

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faulty
+import httpx
 import pytest
 from agents import agent
 
@@ -93,9 +95,9 @@ def test_it_starts_a_verb_that_there_is():
     assert path in (ROOT / "docs" / "agent.md").read_text()
 
 
-def test_what_the_agent_does_not_do_is_not_asked_of_it():
+def test_the_watchdog_waits_longer_than_anything_that_ends():
     assert settings()["Type"] == "notify"
-    assert "WatchdogSec" not in settings()
+    assert int(settings()["WatchdogSec"]) > CONFIG.hang_s
 
 
 def test_the_agent_says_when_it_is_ready_and_when_it_stops(tmp_path: Path):
@@ -105,3 +107,31 @@ def test_the_agent_says_when_it_is_ready_and_when_it_stops(tmp_path: Path):
         with agent(env={"NOTIFY_SOCKET": str(tmp_path / "notify")}):
             assert "READY=1" in systemd_hears.recv(4096).decode().splitlines()
         assert "STOPPING=1" in systemd_hears.recv(4096).decode().splitlines()
+
+
+@pytest.mark.long
+def test_the_watchdog_hears_no_more_when_a_call_keeps_the_event_loop(tmp_path: Path):
+    bundle = tmp_path / "hangs.edgeml"
+    bundle.write_bytes(faulty.hangs_when_asked())
+    data = [1e18, 0.0, 0.0, 0.0]
+    asked = {
+        "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": data}]
+    }
+    watched = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd_hears:
+        systemd_hears.bind(watched["NOTIFY_SOCKET"])
+        systemd_hears.settimeout(30)
+        with agent(
+            [bundle], env=watched, toml="[model]\ninline_us = 100000.0\n"
+        ) as device:
+            heard = [systemd_hears.recv(4096) for _ in range(4)]
+            assert heard.count(b"WATCHDOG=1") == 3
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(
+                    f"{device.url}/v2/models/linear/infer", json=asked, timeout=2.0
+                )
+            systemd_hears.settimeout(3)
+            with pytest.raises(TimeoutError):
+                for _ in range(10):
+                    systemd_hears.recv(4096)
+            device.process.kill()

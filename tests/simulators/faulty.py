@@ -142,20 +142,33 @@ def crashes_at_inference() -> bytes:
     return bundle(model(nodes, {"w": WEIGHT, "one": np.int32(1), "least": least}))
 
 
-def hangs_at_inference() -> bytes:
+def _loop(*step: tuple[str, str, str]) -> Any:
+    """``many`` times from h to y; a step goes from s to t."""
     value = helper.make_tensor_value_info
     body = helper.make_graph(
-        _nodes(("Identity", "go", "more"), ("Add", "s s", "t")), "body",
+        _nodes(("Identity", "go", "more"), *step), "body",
         [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []),
          value("s", TensorProto.FLOAT, None)],
         [value("more", TensorProto.BOOL, []), value("t", TensorProto.FLOAT, None)],
     )  # fmt: skip
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["h"]),
-        helper.make_node("Loop", ["many", "yes", "h"], ["y"], body=body),
-    ]
+    return helper.make_node("Loop", ["many", "yes", "h"], ["y"], body=body)
+
+
+def hangs_at_inference() -> bytes:
+    nodes = [*_nodes(("MatMul", "x w", "h")), _loop(("Add", "s s", "t"))]
     many = {"many": np.int64(1 << 40), "yes": np.bool_(True)}
     return bundle(model(nodes, {"w": WEIGHT, **many}))
+
+
+def hangs_when_asked() -> bytes:
+    """Good until an input has a 1e18 in it; nothing that is tried before it is used."""
+    nodes = [
+        *_nodes(("MatMul", "x w", "m"), ("Relu", "m", "h")),
+        *_nodes(("ReduceMax", "x", "most"), keepdims=0),
+        *_nodes(("Cast", "most", "many"), to=TensorProto.INT64),
+        _loop(("Identity", "s", "t")),
+    ]
+    return bundle(model(nodes, {"w": WEIGHT, "yes": np.bool_(True)}))
 
 
 def eats_memory_at_load() -> bytes:

@@ -1,10 +1,17 @@
 """Where state is kept, and what a service manager says."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from device_agent.config import Overrides, default_state, load_config, notify_socket
+from device_agent.config import (
+    Overrides,
+    default_state,
+    is_watched,
+    load_config,
+    notify_socket,
+)
 from device_agent.errors import ConfigError
 
 from .conftest import NOTHING, SOMEWHERE
@@ -12,7 +19,10 @@ from .conftest import NOTHING, SOMEWHERE
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "NOTIFY_SOCKET"):
+    for name in (
+        "STATE_DIRECTORY", "XDG_STATE_HOME", "NOTIFY_SOCKET", "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/somebody")
     return monkeypatch
@@ -49,3 +59,13 @@ def test_the_notify_socket(bare: pytest.MonkeyPatch):
     for other in ("", "vsock:2:1234"):
         bare.setenv("NOTIFY_SOCKET", other)
         assert notify_socket() is None
+
+
+def test_the_watchdog_of_this_process(bare: pytest.MonkeyPatch):
+    assert not is_watched()
+    bare.setenv("WATCHDOG_USEC", "60000000")
+    assert is_watched()
+    bare.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert is_watched()
+    bare.setenv("WATCHDOG_PID", "1")
+    assert not is_watched(), "it is meant for the process that started us"

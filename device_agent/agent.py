@@ -50,8 +50,9 @@ def run(config: AgentConfig) -> int:
     """Serve until told to stop.
 
     Returns:
-        The exit code: 0 stopped as asked, 4 no bundle was taken, 1 too many
-        inferences hang (the supervisor starts a fresh process).
+        The exit code: 0 stopped as asked, 4 no bundle was taken and there is no fleet
+        to give another, 1 too many inferences hang (the supervisor starts a fresh
+        process).
 
     Raises:
         ConfigError: an address cannot be listened on as the configuration says.
@@ -138,7 +139,8 @@ class Agent:
                 refused += 1  # the repository has said why, and keeps it in its index
             if self._stop.is_set():
                 return False
-        if refused and not self._repository.served():
+        alone = self._enrolled is None  # the others can be helped by their fleet
+        if refused and alone and not self._repository.served():
             self._code = REFUSED
             return False
         _freeze()

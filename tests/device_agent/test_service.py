@@ -95,6 +95,13 @@ def test_it_starts_a_verb_that_there_is():
     assert path in (ROOT / "docs" / "agent.md").read_text()
 
 
+def test_it_is_always_started_again():
+    found = settings()
+    assert found["Restart"] == "always"
+    assert found["RestartPreventExitStatus"] == "2"
+    assert found["StartLimitIntervalSec"] == "0"
+
+
 def test_the_watchdog_waits_longer_than_anything_that_ends():
     assert settings()["Type"] == "notify"
     assert int(settings()["WatchdogSec"]) > CONFIG.hang_s

@@ -86,6 +86,25 @@ def test_what_the_disk_does_not_let_it_open_is_opened_later(tmp_path: Path) -> N
             heard.peer.until(lambda: bool(heard.said("cam-7", "birth")), 60)
 
 
+def test_a_device_whose_bundle_is_refused_can_still_be_helped(tmp_path: Path) -> None:
+    bundle, state = tmp_path / "linear.edgeml", tmp_path / "state"
+    bundle.write_bytes(bundles.bundle()[:-1024])
+    with pytest.raises(RuntimeError, match="ended with 4"), agent([bundle]):
+        pass
+    with broker() as there, enrolling(tmp_path / "s", there.authority) as server:
+        server.broker = server.broker.model_copy(update={"port": there.port})
+        run("enroll", "--server", server.url, "--ca", server.ca, "--state", state,
+            "--token", server.token("cam-7")).check_returncode()  # fmt: skip
+        with (
+            fleet(there) as heard,
+            agent([bundle], TOML, ["--state", str(state)]) as device,
+        ):
+            heard.peer.until(lambda: bool(heard.said("cam-7", "birth")))
+            asked = run("status", "--socket", device.socket)
+            assert "not ready" in asked.stdout
+            assert "linear: bundle: the file does not end" in asked.stdout
+
+
 def requests(records: list[dict[str, Any]]) -> int:
     """What all windows have counted together."""
     return sum(

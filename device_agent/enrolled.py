@@ -93,6 +93,7 @@ class Enrolled:
 
     async def run(self) -> None:
         """Go on until cancelled."""
+        await self._open()  # first: the updater may have been told what to run already
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.updater.run())
             tasks.create_task(self._take_part())
@@ -103,17 +104,23 @@ class Enrolled:
         if self._means.member is not None:
             await asyncio.to_thread(self._means.member.close)
 
+    async def _open(self) -> None:
+        """Open what the fleet needs, if the disk lets us."""
+        if not self._means.enrolled:
+            return
+        try:
+            self._means.member = await asyncio.to_thread(self._opened)
+        except IdentityError as error:
+            event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
+            self._means.enrolled = False
+        except StorageError as error:
+            event(_LOG, logging.ERROR, "no part in the fleet", reason=str(error))
+
     async def _take_part(self) -> None:
-        """Open what the fleet needs, as soon as the disk lets us; be linked."""
+        """Be linked, as soon as there is what that needs."""
         while self._means.enrolled and self._means.member is None:
-            try:
-                self._means.member = await asyncio.to_thread(self._opened)
-            except IdentityError as error:
-                event(_LOG, logging.ERROR, "identity cannot be used", reason=str(error))
-                self._means.enrolled = False
-            except StorageError as error:
-                event(_LOG, logging.ERROR, "no part in the fleet", reason=str(error))
-                await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+            await self._open()
         if self._means.member is None:
             return
         member, settings = self._means.member, self._config.link

@@ -123,10 +123,12 @@ def _trust(config: AgentConfig, identity: Identity) -> TrustClient:
     floors = config.state / FLOORS
     make_folder(REAL, floors)
     document = identity.document
+    with told("look which runtimes there are"):
+        runtimes = installed()
     return TrustClient(
         TrustConfig(
             identity.root, identity.director, document.registry,
-            Facts(document.device, compatible(), __version__, installed()),
+            Facts(document.device, compatible(), __version__, runtimes),
             ca=_existing(identity.folder / "registry-ca.crt"),
             enrolled=document.enrolled_at.timestamp(),
         ),

@@ -21,6 +21,9 @@ def installed() -> dict[str, str]:
 
     A runtime is left out where it is here and its version cannot be told: a build under
     another name, for which there is no metadata.
+
+    Raises:
+        OSError: the disk does not let it look.
     """
     found = {}
     for runtime, packages in _PACKAGES.items():

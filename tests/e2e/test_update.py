@@ -103,6 +103,20 @@ class TestStory:
         assert callers.failures == []
 
 
+def test_what_waited_for_the_registry_goes_on_at_the_next_start(tmp_path: Path) -> None:
+    published, away = tmp_path / "registry", tmp_path / "away"
+    with fielded(tmp_path) as site:
+        site.publish(release(1))
+        published.rename(away)
+        site.want(release(1), 1)
+        with site.agent() as device:
+            site.until(lambda: "not followed" in device.log(), "failed verification")
+        away.rename(published)
+        with site.agent() as device:
+            assert site.ended(1).outcome is Outcome.COMMITTED
+        assert "not followed" not in device.log()
+
+
 @pytest.mark.long
 def test_over_a_thin_link_that_breaks_twenty_times(tmp_path: Path) -> None:
     one, two = release(1), release(2, ballast=BALLAST)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import stricken
 
-FIELDS = 3
+FIELDS = 4
 """At once: much of a fault's third of a minute is waited for."""
 pytestmark = pytest.mark.skipif(
     shutil.which("strace") is None, reason="needs strace (apt install strace)"

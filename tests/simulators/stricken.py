@@ -8,10 +8,11 @@ call that fails is something it knows: no traceback.
 
 ``strace`` counts calls by thread: a point is the K-th call of whichever thread or child
 (verifier, sandbox) gets there first. Of the thousands of ``openat`` nearly all look for
-libraries. Those of its own are points in two ways: the K-th of each file in the state
-directory, and the K-th of a thread from when the agent is ready. ``write`` is for
-pipes, sockets and what is unpacked to be run; what lasts is written by ``pwrite64``
-(:mod:`device_agent.durable`, SQLite). So ``write`` is a place to be killed at, only.
+libraries: a seeded sample of them is struck. Those of its own are all points, in two
+ways: the K-th of each file in the state directory, and the K-th of a thread from when
+the agent is ready. What lasts is written by ``pwrite64`` (:mod:`device_agent.durable`,
+SQLite); ``write`` is for what is unpacked to be run, but for pipes and sockets, too,
+and no disk makes those fail. So a ``write`` fails only where it met a file.
 """
 
 import random
@@ -44,7 +45,12 @@ CALLS: Final = (
     "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "unlink", "mkdir",
 )  # fmt: skip
 READY: Final = "a thread of the ready agent"
+LIBRARY: Final = "whatever opens a file"
+LIBRARY_SAMPLE: Final = 200
 OF_THREADS: Final = ("openat", "write")
+FILES_WRITTEN: Final = 20
+"""Later writes of a thread are wake-ups; of the earlier ones, some meet a file."""
+WRITE_TRIES: Final = 3
 WHATS: Final = ("signal=SIGKILL", "error=ENOSPC", "error=EIO")
 END_S: Final = 90.0
 STRUCK_S: Final = 25.0
@@ -52,6 +58,7 @@ STRUCK_S: Final = 25.0
 DETACHED_S: Final = 5.0
 _CALL = re.compile(r"(\d+) +(\w+)\(")
 _FILE = re.compile(r"(\d+) +openat\(AT_FDCWD, \"([^\"]+)\"")
+_FAILED = re.compile(r"write\(\d+<(/|anon_inode:\[eventfd)?.*\(INJECTED\)")
 
 
 @dataclass
@@ -77,6 +84,7 @@ class Stricken:
         )
         most = _most(_CALL, one)
         found = [Fault(call, at, "") for call in CALLS for at in _to(most[call])]
+        found += [Fault("openat", at, "", LIBRARY) for at in _to(most["openat"])]
         most, again = _most(_FILE, one), _most(_FILE, other)
         for path in sorted(most.keys() & again.keys()):  # the others' names are random
             if Path(path).is_relative_to(self._state):
@@ -88,16 +96,20 @@ class Stricken:
         return found
 
     def strike(self, fault: Fault) -> list[str] | None:
-        """Do it; what is wrong. None: the call never came."""
-        options = f"-e trace={fault.call}"
+        """Do it; what is wrong. None: the call never came, or no disk fails so."""
+        options = f"-y -e trace={fault.call}"
         options += f" -e inject={fault.call}:{fault.what}:when={fault.at}"
-        if fault.which not in ("", READY):
+        if fault.which not in ("", READY, LIBRARY):
             options += f" -P {self._state / fault.which}"
         serial, log = self._updated(options, ready=fault.which == READY)
-        if _most(_CALL, self._trace.read_text())[fault.call] < fault.at:
+        trace = self._trace.read_text()
+        if _most(_CALL, trace)[fault.call] < fault.at:
+            return None
+        if _fails_a_write(fault) and not _met_a_file(trace):
             return None
         found = []
-        if fault.what.startswith("error") and "Traceback" in log:
+        fails = fault.what.startswith("error") and fault.which != LIBRARY
+        if fails and "Traceback" in log:
             found.append(f"it fell over it: {log[-700:]}")
         self.site.fleet.peer.heard.clear()
         try:
@@ -234,26 +246,38 @@ def strike(
     with _prepared(folder / "points") as one:
         points = one.points()
     campaign.points = len(points)
-    faults = [
-        replace(point, what=what)
-        for what in WHATS
-        for point in points
-        if what.startswith("signal") or point.call != "write"
-    ]
-    if sample is not None:
-        faults = random.Random(seed).sample(faults, min(sample, len(faults)))
+    faults = _faults(points, random.Random(seed), sample)
     parts = [faults[number::fields] for number in range(fields)]
     missed = 0
     with ProcessPoolExecutor(fields, get_context("spawn")) as pool:
         folders = [folder / f"{number}" for number in range(fields)]
         for found in pool.map(_struck, folders, parts):
             for fault, wrong in found:
-                missed += wrong is None
+                missed += wrong is None and not _fails_a_write(fault)
                 campaign.faults += wrong is not None
                 campaign.found(str(fault), wrong or ())
     if missed > MISSED_SHARE * len(faults):
         campaign.found("strace", [f"{missed} of {len(faults)} calls never came"])
     return campaign
+
+
+def _faults(
+    points: Sequence[Fault], chance: random.Random, sample: int | None
+) -> list[Fault]:
+    faults = [
+        replace(point, what=what)
+        for what in WHATS
+        for point in points
+        if what.startswith("signal")
+        or point.call != "write"
+        or point.at <= FILES_WRITTEN
+    ]
+    library = [one for one in faults if one.which == LIBRARY]
+    writes = [one for one in faults if _fails_a_write(one)]
+    faults = [one for one in faults if one.which != LIBRARY]
+    faults += chance.sample(library, min(LIBRARY_SAMPLE, len(library)))
+    faults += writes * (WRITE_TRIES - 1)
+    return faults if sample is None else chance.sample(faults, min(sample, len(faults)))
 
 
 def _struck(
@@ -270,6 +294,16 @@ def _prepared(folder: Path) -> Iterator[Stricken]:
         one = Stricken(site)
         one.prepare()
         yield one
+
+
+def _fails_a_write(fault: Fault) -> bool:
+    return fault.call == "write" and fault.what.startswith("error")
+
+
+def _met_a_file(trace: str) -> bool:
+    """A file failed, and no pipe or socket (of another thread) with it."""
+    met = [one[1] for one in _FAILED.finditer(trace)]
+    return "/" in met and None not in met
 
 
 def _untraced(thread: Path) -> bool:

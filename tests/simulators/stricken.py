@@ -231,22 +231,19 @@ def _attached(device: Agent, options: str) -> Iterator[None]:
             tracer.wait()
 
 
-def strike(
-    folder: Path, seed: int, sample: int | None = None, fields: int = 1
-) -> Campaign:
-    """Every point and every fault, or a sample of them.
+def strike(folder: Path, seed: int, fields: int = 1) -> Campaign:
+    """Every point and every fault, and a sample of those at libraries.
 
     Args:
         folder: An empty one.
         seed: Of the sample.
-        sample: How many faults; None: all.
         fields: In how many fields at once; much of the time is waited for.
     """
     campaign = Campaign(f"{', '.join(WHATS)} by strace, the agent in an update", seed)
     with _prepared(folder / "points") as one:
         points = one.points()
     campaign.points = len(points)
-    faults = _faults(points, random.Random(seed), sample)
+    faults = _faults(points, random.Random(seed))
     parts = [faults[number::fields] for number in range(fields)]
     missed = 0
     with ProcessPoolExecutor(fields, get_context("spawn")) as pool:
@@ -261,9 +258,7 @@ def strike(
     return campaign
 
 
-def _faults(
-    points: Sequence[Fault], chance: random.Random, sample: int | None
-) -> list[Fault]:
+def _faults(points: Sequence[Fault], chance: random.Random) -> list[Fault]:
     faults = [
         replace(point, what=what)
         for what in WHATS
@@ -276,8 +271,7 @@ def _faults(
     writes = [one for one in faults if _fails_a_write(one)]
     faults = [one for one in faults if one.which != LIBRARY]
     faults += chance.sample(library, min(LIBRARY_SAMPLE, len(library)))
-    faults += writes * (WRITE_TRIES - 1)
-    return faults if sample is None else chance.sample(faults, min(sample, len(faults)))
+    return faults + writes * (WRITE_TRIES - 1)
 
 
 def _struck(

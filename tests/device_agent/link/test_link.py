@@ -91,10 +91,10 @@ def test_desired_comes_at_every_connect_and_is_handed_on_now_and_then(
 ) -> None:
     async def story(one: Linked, heard: Fleet) -> None:
         heard.desired("cam-1", b"an envelope")
-        await one.until(lambda: one.told.heard == [b"an envelope"])
+        await one.until(lambda: b"an envelope" in one.told.heard)
         own.stop()
         own.start()
-        await one.until(lambda: one.link.status.heard_bytes == 2 * len(b"an envelope"))
+        await one.until(lambda: one.link.status.heard_bytes >= 2 * len(b"an envelope"))
         await asyncio.to_thread(heard.peer.connect)
         heard.desired("cam-1", b"another")
         await one.until(lambda: b"another" in one.told.heard)
